@@ -1,0 +1,1 @@
+"""hongbao: red-packet rain and enterprise messages on one fenced-log runtime."""
