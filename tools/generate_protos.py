@@ -20,7 +20,11 @@ PACKAGE = Path("hongbao/proto/v1")
 
 def generate(out: Path) -> None:
     """Write stubs, type stubs and descriptors.pb under `out`."""
-    includes = [ROOT / "protos", files("grpc_tools") / "_proto", Path(next(iter(google.api.__path__))).parent.parent]
+    includes = [
+        ROOT / "protos",
+        files("grpc_tools") / "_proto",
+        Path(next(iter(google.api.__path__))).parent.parent,
+    ]
     descriptors = out / PACKAGE / "descriptors.pb"
     descriptors.parent.mkdir(parents=True, exist_ok=True)
     arguments = [
@@ -51,7 +55,9 @@ def main() -> None:
             or not filecmp.cmp(fresh / name, ROOT / "services" / name, shallow=False)
         ]
         if check and stale:
-            raise SystemExit(f"stale generated files, run `make protos`: {', '.join(map(str, stale))}")
+            raise SystemExit(
+                f"stale generated files, run `make protos`: {', '.join(map(str, stale))}"
+            )
         for name in stale:
             shutil.copyfile(fresh / name, ROOT / "services" / name)
             print(f"wrote services/{name}")

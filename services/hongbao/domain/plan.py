@@ -140,7 +140,11 @@ class MintPlan:
         """Return which packets of which batches a file holds, as offsets [start, end)."""
         chunks = self.slot_chunks(file.slot)
         ranges = [
-            (batch, batch.chunk_start(file.chunk_start, chunks), batch.chunk_start(file.chunk_end, chunks))
+            (
+                batch,
+                batch.chunk_start(file.chunk_start, chunks),
+                batch.chunk_start(file.chunk_end, chunks),
+            )
             for batch in self.slot_batches(file.slot)
         ]
         return [(batch, start, end) for batch, start, end in ranges if end > start]
