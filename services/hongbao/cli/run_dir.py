@@ -1,0 +1,124 @@
+"""Owns the layout of a run's folder and the list of its processes."""
+
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from hongbao.cli.settings import UpSettings
+from hongbao.domain.assignment import AccessPod
+from hongbao.domain.errors import NotFound
+
+
+@dataclass(frozen=True)
+class ProcessSpec:
+    """Is one process of a run: its name, place and ports (loopback)."""
+
+    process: str
+    role: str  # store | access | redeem | settle
+    zone: str
+    pod: int = 0  # access processes only, from 1
+    ports: dict[str, int] = field(default_factory=dict)  # public, admin, internal, metrics
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Is a run's folder."""
+
+    path: Path
+
+    @property
+    def objects(self) -> Path:
+        return self.path / "objects"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def socket(self) -> Path:
+        return self.path / "store.sock"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def jwks(self) -> Path:
+        return self.keys / "jwks.json"
+
+    @property
+    def ledger_url(self) -> str:
+        return f"sqlite:///{self.path / 'ledger.db'}"
+
+    def cache(self, process: str) -> Path:
+        return self.path / "cache" / process
+
+    def write_specs(self, settings: UpSettings, specs: Iterable[ProcessSpec]) -> None:
+        """Record what runs here, for the processes themselves and for other commands."""
+        document = {
+            "settings": settings.model_dump(mode="json"),
+            "processes": [asdict(spec) for spec in specs],
+        }
+        partial = self.path / ".run.json"
+        partial.write_text(json.dumps(document, indent=1))
+        os.replace(partial, self.path / "run.json")
+
+    def read_specs(self) -> tuple[UpSettings, list[ProcessSpec]]:
+        """Return what runs here. Raises NotFound with what to do."""
+        try:
+            document = json.loads((self.path / "run.json").read_text())
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"{self.path} holds no run: start one with `hongbao up`, or name it with --run",
+                field="run",
+            ) from error
+        settings = UpSettings.model_validate(document["settings"])
+        return settings, [ProcessSpec(**spec) for spec in document["processes"]]
+
+
+def plan_processes(settings: UpSettings) -> list[ProcessSpec]:
+    """Name the processes of a run and give them ports, in the order in which they start."""
+    roles = [
+        ("redeem", settings.redeem_per_zone, ("public", "admin", "internal", "metrics")),
+        ("settle", settings.settle_per_zone, ("metrics",)),
+        ("access", settings.access_per_zone, ("public", "admin", "internal", "metrics")),
+    ]
+    free = _free_ports(64 * len(settings.zones) * 4)
+    specs = [ProcessSpec("store", "store", "", 0, {"metrics": next(free)})]
+    pod = 0
+    for role, count, names in roles:
+        for zone in settings.zones:
+            for index in range(count):
+                ports = {name: next(free) for name in names}
+                pod += role == "access"
+                if role == "access" and settings.gateway_port:
+                    ports["public"] = settings.gateway_port + pod - 1
+                number = pod if role == "access" else 0
+                specs.append(ProcessSpec(f"{role}-{zone}-{index}", role, zone, number, ports))
+    return specs
+
+
+def access_pods(specs: Iterable[ProcessSpec]) -> list[AccessPod]:
+    """Return the access pods of a run, by number."""
+    return [AccessPod(spec.pod, spec.process, spec.zone) for spec in specs if spec.pod]
+
+
+def _free_ports(most: int) -> Iterator[int]:
+    """Yield ports that nobody listens on now."""
+    held = []
+    try:
+        for _ in range(most):
+            probe = socket.socket()
+            probe.bind(("127.0.0.1", 0))
+            held.append(probe)
+            yield probe.getsockname()[1]
+    finally:
+        for probe in held:
+            probe.close()

@@ -1,0 +1,88 @@
+"""Owns the one settings file of `hongbao up`; refuses to hold secrets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hongbao.domain.errors import Rejected
+
+Count = Annotated[int, Field(ge=1, le=64)]
+
+
+class UpSettings(BaseModel):
+    """Says what runs on this machine. Paths are relative to the settings file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    campaign: Path
+    """The campaign file (YAML); its CSV files lie beside it."""
+
+    run_dir: Path = Path("out/run")
+    """Where stores, objects, keys, logs and the ledger live; relative to the working directory."""
+
+    zones: tuple[str, ...] = ("a",)
+    """Zones to simulate, each a set of processes that can be lost together."""
+
+    access_per_zone: Count = 1
+    """Gateways of a zone; each is one process on one core and one public port."""
+
+    redeem_per_zone: Count = 1
+    """Processes of a zone that open packets and own claims shards."""
+
+    settle_per_zone: Count = 1
+    """Processes of a zone that credit claims."""
+
+    claims_shards: Annotated[int, Field(ge=1, le=1024)] = 6
+    """Shards of claims; fixed once a campaign is minted, because ticket files name theirs."""
+
+    ticket_shards: Annotated[int, Field(ge=1, le=1024)] = 6
+    """Ticket files of a slot; two for each gateway let a lost zone's files spread."""
+
+    gateway_port: Annotated[int, Field(ge=0, le=65000)] = 0
+    """Public port of the first gateway, the next ones follow; 0 picks free ports."""
+
+    lease_ttl_s: Annotated[float, Field(ge=0.5, le=30)] = 2.0
+    """How long a silent owner keeps its shard: shorter fails over sooner, longer rides out stalls."""
+
+    jwks: Path | None = None
+    """Public keys (JWKS) of whoever issues the users' JWTs; absent: a key made for this run."""
+
+    webhook_url: str | None = None
+    """Where to pay; absent: the built-in ledger is the payment."""
+
+    @field_validator("zones")
+    @classmethod
+    def _zones_are_names(cls, zones: tuple[str, ...]) -> tuple[str, ...]:
+        if not zones or len(set(zones)) != len(zones):
+            raise ValueError("needs at least one zone, each named once")
+        for zone in zones:
+            if not (zone.isascii() and zone.isalnum() and zone.islower() and len(zone) <= 20):
+                raise ValueError(f"{zone!r} is not a zone name: use a-z and 0-9, at most 20")
+        return zones
+
+
+def read_settings(path: Path) -> UpSettings:
+    """Parse a settings file. Raises Rejected with every problem, field by field."""
+    try:
+        document = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise Rejected(f"{path}: cannot be read: {error}", field="settings") from error
+    if not isinstance(document, dict):
+        raise Rejected(f"{path}: must be a mapping of settings", field="settings")
+    try:
+        settings = UpSettings.model_validate(document)
+    except ValidationError as error:
+        rows = [
+            f"{path}: {'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        ]
+        raise Rejected("\n".join(rows), field="settings") from error
+    return settings.model_copy(
+        update={
+            "campaign": (path.parent / settings.campaign).resolve(),
+            "run_dir": settings.run_dir.resolve(),
+            "jwks": (path.parent / settings.jwks).resolve() if settings.jwks else None,
+        }
+    )
