@@ -7,6 +7,7 @@ Record, 26 bytes, big-endian:
 Source: seed 000 §10; shared design §4; encode-then-encipher (Bellare and Rogaway 2000).
 """
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +23,11 @@ SERIAL_MAX: Final = (1 << 36) - 1
 AMOUNT_FEN_MAX: Final = (1 << 24) - 1  # 167,772.15 yuan
 
 assert RECORD_BYTES == 26
+
+
+def campaign_hash(campaign: str) -> bytes:
+    """Return BLAKE2b-128 of the campaign's id, as it stands in headers, MACs and key derivation."""
+    return hashlib.blake2b(campaign.encode("ascii"), digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
