@@ -106,5 +106,5 @@ class _BulkCipher:
 def _ecb(context: CipherContext, blocks: NDArray[np.uint64]) -> Words:
     # update_into wants a block of slack behind the output.
     result = np.empty((len(blocks) + 1, 2), dtype="<u8")
-    context.update_into(memoryview(blocks.view(np.uint8)).cast("B"), memoryview(result).cast("B"))
+    context.update_into(blocks.view(np.uint8).data.cast("B"), result.data.cast("B"))
     return result[:-1]

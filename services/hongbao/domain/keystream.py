@@ -31,9 +31,5 @@ def keystream_words(
     stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
     # update_into wants a block of slack behind the output.
     words = np.empty(count + 2, dtype="<u8")
-    stream.update_into(memoryview(np.zeros(count, dtype="<u8")).cast("B"), _octets(words))
+    stream.update_into(np.zeros(count, dtype="<u8").data.cast("B"), words.data.cast("B"))
     return words[:count].astype(np.uint64, copy=False)
-
-
-def _octets(words: NDArray[np.uint64]) -> memoryview:
-    return memoryview(words).cast("B")

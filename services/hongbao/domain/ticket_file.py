@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from hongbao.domain import ticket
 from hongbao.domain.errors import Corrupt
-from hongbao.domain.ids import CampaignId
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +60,3 @@ def unpack_header(head: bytes) -> FileHeader:
 def signature_of(head: bytes) -> bytes:
     """Return the Ed25519 signature that stands behind the packed header."""
     return head[ticket.FILE_HEADER.size : ticket.FILE_RECORDS_AT]
-
-
-def file_suffix(slot: int, ticket_shard: int) -> str:
-    return f"slot-{slot:02d}/tickets-{ticket_shard:04d}.hbt"
-
-
-def scheme_prefix(campaign: CampaignId, scheme_number: int) -> str:
-    """Return the object name prefix of one scheme, without a slash at its end."""
-    return f"{campaign}/{scheme_number}"
-
-
-def file_name(campaign: CampaignId, scheme_number: int, slot: int, ticket_shard: int) -> str:
-    return f"{scheme_prefix(campaign, scheme_number)}/{file_suffix(slot, ticket_shard)}"
