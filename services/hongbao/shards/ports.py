@@ -86,3 +86,11 @@ class Coordination(Protocol):
         """Extend the lease; False when it is lost. Safe to repeat."""
 
     async def release(self, lease: Lease) -> None: ...
+
+
+class Clock(Protocol):
+    """Tells the time: wall time is for people, leases use only the monotonic clock (F9)."""
+
+    def wall_ms(self) -> int: ...
+
+    def monotonic_s(self) -> float: ...
