@@ -140,7 +140,7 @@ def parse_value(spec: SwitchSpec, text: str) -> SwitchValue:
     if spec.kind is not bool and word.isascii():
         try:
             return check_value(spec, spec.kind(word))
-        except ValueError:
+        except (ValueError, Rejected):
             pass  # said below, with what is allowed
     raise _not_allowed(spec, text)
 

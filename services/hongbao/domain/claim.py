@@ -18,6 +18,9 @@ CLAIM_VERSION: Final = 1
 # pod epoch u32 | file u32 | bit u32 | amount_fen u32 | serial u64 | user u64 | opened at u64 (ms)
 CLAIM: Final = struct.Struct(">HHHHHHIIIIQQQ")
 CLAIM_BYTES: Final = CLAIM.size
+# What decides who opened what, inside a claim: file | bit | amount_fen | serial | user.
+CLAIM_CORE: Final = struct.Struct(">IIIQQ")
+CLAIM_CORE_AT: Final = 16
 CLAIM_DTYPE: Final = np.dtype(
     [
         ("version", ">u2"),
@@ -37,6 +40,9 @@ CLAIM_DTYPE: Final = np.dtype(
 )
 
 assert CLAIM_BYTES == CLAIM_DTYPE.itemsize == 52
+assert CLAIM_DTYPE.fields is not None
+assert CLAIM_DTYPE.fields["file"][1] == CLAIM_CORE_AT
+assert CLAIM_CORE_AT + CLAIM_CORE.size == CLAIM_DTYPE.fields["opened_at_ms"][1]
 
 
 class Claim(NamedTuple):
