@@ -1,0 +1,168 @@
+"""Owns where routed services live: clusters, zone priorities, health, ejection, retries.
+
+Retries and ejection are Envoy's: instances that answer badly or slowly lose their load to the
+others (R26), and when most are bad the gateway refuses by itself (R27).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+Json = dict[str, Any]
+
+TYPE: Final = "type.googleapis.com/"
+INTERNAL_CLUSTER: Final = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Is one process that serves an upstream."""
+
+    address: str
+    port: int
+    zone: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """Is a cluster of equal processes and the services that they answer.
+
+    All public calls are safe to repeat, so a call that failed as UNAVAILABLE goes to another
+    process, `retries_max` times and within `retry_budget_percent` of the calls in flight.
+    """
+
+    cluster: str
+    services: tuple[str, ...]
+    endpoints: tuple[Endpoint, ...]
+    retries_max: int = 2
+    retry_budget_percent: float = 20.0
+    try_timeout_s: float = 3.0
+    calls_max: int = 4096
+
+
+def build_clusters(
+    zone: str, upstreams: tuple[Upstream, ...], internal_path: str | None
+) -> list[Json]:
+    """Build all clusters, the process's own grpcio server included."""
+    clusters = [build_cluster(zone, upstream) for upstream in upstreams]
+    if internal_path is not None:
+        address = {"endpoint": {"address": {"pipe": {"path": internal_path}}}}
+        clusters.append(
+            {
+                "name": INTERNAL_CLUSTER,
+                "type": "STATIC",
+                "connect_timeout": "0.5s",
+                "typed_extension_protocol_options": http2(),
+                "load_assignment": {
+                    "cluster_name": INTERNAL_CLUSTER,
+                    "endpoints": [{"lb_endpoints": [address]}],
+                },
+            }
+        )
+    return clusters
+
+
+def build_cluster(zone: str, upstream: Upstream) -> Json:
+    """Build one cluster: own zone first, the others only when it cannot carry the load."""
+    return {
+        "name": upstream.cluster,
+        "type": "STATIC",
+        "connect_timeout": "0.5s",
+        "lb_policy": "LEAST_REQUEST",
+        "typed_extension_protocol_options": http2(),
+        "load_assignment": {
+            "cluster_name": upstream.cluster,
+            "endpoints": build_localities(zone, upstream.endpoints),
+        },
+        "health_checks": [
+            {
+                "timeout": "0.5s",
+                "interval": "1s",
+                "no_traffic_interval": "1s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "grpc_health_check": {},
+            }
+        ],
+        # A call is an error only after its retries; one slow instance must not take the rest.
+        "outlier_detection": {
+            "consecutive_gateway_failure": 5,
+            "enforcing_consecutive_gateway_failure": 100,
+            "consecutive_5xx": 10,
+            "interval": "1s",
+            "base_ejection_time": "3s",
+            "max_ejection_percent": 50,
+        },
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_requests": upstream.calls_max,
+                    "max_pending_requests": upstream.calls_max,
+                    "retry_budget": {
+                        "budget_percent": {"value": upstream.retry_budget_percent},
+                        "min_retry_concurrency": 10,
+                    },
+                }
+            ]
+        },
+        # When most instances are bad, load on the rest would only kill them too (R27).
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+
+
+def build_localities(zone: str, endpoints: tuple[Endpoint, ...]) -> list[Json]:
+    """Group endpoints by zone; priority 0 is our own, the rest share priority 1."""
+    zones = sorted({endpoint.zone for endpoint in endpoints}, key=lambda name: (name != zone, name))
+    own = bool(zones) and zones[0] == zone
+    return [
+        {
+            "locality": {"zone": name},
+            "priority": 0 if name == zone or not own else 1,
+            "load_balancing_weight": sum(endpoint.zone == name for endpoint in endpoints),
+            "lb_endpoints": [
+                {"endpoint": {"address": socket_address(endpoint)}}
+                for endpoint in endpoints
+                if endpoint.zone == name
+            ],
+        }
+        for name in zones
+    ]
+
+
+def socket_address(endpoint: Endpoint) -> Json:
+    """Build an address that is connected to."""
+    return {"socket_address": {"address": endpoint.address, "port_value": endpoint.port}}
+
+
+def http2() -> Json:
+    """Build the protocol options of a cluster that speaks gRPC."""
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {
+        kind: {
+            "@type": TYPE + kind,
+            "explicit_http_config": {
+                "http2_protocol_options": {
+                    "connection_keepalive": {"interval": "5s", "timeout": "2s"}
+                }
+            },
+        }
+    }
+
+
+def retry_policy(upstream: Upstream) -> Json:
+    """Build the retries of a route: other hosts first, jittered, bounded."""
+    return {
+        "retry_on": "unavailable,connect-failure,refused-stream,reset",
+        "num_retries": upstream.retries_max,
+        "per_try_timeout": f"{upstream.try_timeout_s:.3f}s",
+        "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
+        "host_selection_retry_max_attempts": 3,
+        "retry_host_predicate": [
+            {
+                "name": "envoy.retry_host_predicates.previous_hosts",
+                "typed_config": {
+                    "@type": TYPE
+                    + "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+                },
+            }
+        ],
+    }
