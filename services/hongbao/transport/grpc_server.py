@@ -21,6 +21,7 @@ log = structlog.get_logger()
 Extra = Callable[[grpc.aio.Server], None]
 STATUS_OF_CODE: Final = {status.value[0]: status for status in grpc.StatusCode}
 KEEPALIVE_S_MIN: Final = 5
+PUBLIC_LIMITS: Final = CallLimits()
 
 
 class GrpcServer:
@@ -51,7 +52,7 @@ async def start_grpc_server(
     *,
     services: Iterable[str] = (),
     extra: Iterable[Extra] = (),
-    limits: CallLimits = CallLimits(),
+    limits: CallLimits = PUBLIC_LIMITS,
     calls_max: int | None = None,
 ) -> GrpcServer:
     """Serve `dispatcher` (None: health and reflection only) at "host:port" or "unix:/path".

@@ -32,6 +32,20 @@ CODE_OF_STATUS: Final = {
     504: code_pb2.DEADLINE_EXCEEDED,
 }
 
+# The transcoder has made JSON requests look like gRPC by then, but it says where they went.
+TRANSCODED: Final = {"header": {"name": "x-envoy-original-path", "present_match": True}}
+PLAIN: Final = {
+    "header": {
+        "name": "content-type",
+        "string_match": {"prefix": "application/grpc"},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+}
+NOT_GRPC: Final = {
+    "or_filter": {"filters": [{"header_filter": TRANSCODED}, {"header_filter": PLAIN}]}
+}
+
 
 def build_local_reply() -> Json:
     """Build local_reply_config: one mapper for each status that Envoy can answer with."""
@@ -48,18 +62,8 @@ def build_mapper(status: int, code: int) -> Json:
             }
         }
     }
-    not_grpc = {
-        "header_filter": {
-            "header": {
-                "name": "content-type",
-                "string_match": {"prefix": "application/grpc"},
-                "invert_match": True,
-                "treat_missing_header_as_empty": True,
-            }
-        }
-    }
     shape = {"code": code, "message": "%LOCAL_REPLY_BODY%", "details": []}
     return {
-        "filter": {"and_filter": {"filters": [is_status, not_grpc]}},
+        "filter": {"and_filter": {"filters": [is_status, NOT_GRPC]}},
         "body_format_override": {"json_format": shape, "content_type": "application/json"},
     }
