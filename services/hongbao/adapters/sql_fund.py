@@ -1,0 +1,133 @@
+"""Owns the SQL of sponsors' pay-ins and refunds; the rules are settle.fund's."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import sqlalchemy as sa
+
+from hongbao.adapters import sql
+from hongbao.domain.errors import Rejected
+from hongbao.settle.fund import FundMovement, Minted, Pool
+from hongbao.settle.ports import AccountKind, TransferState
+
+PAY_IN = "pay-in"
+REFUND = "refund"
+
+
+class SqlFund:
+    """Is a settle.fund.FundLedger in SQLite or PostgreSQL."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        """Take an engine of `sql.open_engine` whose schema is prepared."""
+        self._engine = engine
+
+    def pay_in(self, movement: FundMovement) -> bool:
+        """Record a pay-in; False when this very one is there already.
+
+        Raises Rejected when the reference names another movement.
+        """
+        with sql.writing(self._engine) as connection:
+            statement = sql.insert(connection, sql.fundings).on_conflict_do_nothing()
+            if connection.execute(statement, asdict(movement)).rowcount == 1:
+                _book(connection, [movement])
+                return True
+            known = sa.select(sql.fundings).where(sql.fundings.c.reference == movement.reference)
+            found = FundMovement(**connection.execute(known).mappings().one())
+        same = (found.kind, found.sponsor, found.amount_fen)
+        if same != (movement.kind, movement.sponsor, movement.amount_fen):
+            raise Rejected(
+                f"reference {movement.reference} is a {found.kind} of {found.amount_fen} fen "
+                f"of sponsor {found.sponsor} already",
+                field="reference",
+            )
+        return False
+
+    def refund(self, minted: Minted, at_ms: int) -> list[FundMovement]:
+        """Close the ledger for claims and return to each sponsor what is refundable.
+
+        Amounts are computed inside the transaction that closes: nothing can be posted between.
+        """
+        facts = sql.facts
+        with sql.writing(self._engine) as connection:
+            connection.execute(
+                sa.update(facts)
+                .where(facts.c.fact == sql.CLOSED_AT)
+                .values(value=sa.case((facts.c.value == "", str(at_ms)), else_=facts.c.value))
+            )
+            movements = [
+                FundMovement(
+                    f"refund/{pool.sponsor}/{_refunds(connection, pool.sponsor) + 1}",
+                    REFUND,
+                    pool.sponsor,
+                    minted.refundable_fen(pool),
+                    at_ms,
+                )
+                for pool in _pools(connection)
+                if minted.refundable_fen(pool)
+            ]
+            if movements:
+                connection.execute(sa.insert(sql.fundings), [asdict(one) for one in movements])
+                _book(connection, movements)
+        return movements
+
+    def pools(self) -> list[Pool]:
+        """Return the pool of every sponsor that the ledger knows, by sponsor."""
+        with sql.reading(self._engine) as connection:
+            return _pools(connection)
+
+    def pending_transfers(self) -> int:
+        """Return how many transfers wait for the sink."""
+        query = sa.select(sa.func.count()).where(sql.transfers.c.state == TransferState.PENDING)
+        with sql.reading(self._engine) as connection:
+            return int(connection.execute(query).scalar_one())
+
+
+def _book(connection: sa.Connection, movements: Sequence[FundMovement]) -> None:
+    """Move pay-ins from the bank to the pools and refunds back."""
+    paid_in = sum(one.amount_fen for one in movements if one.kind == PAY_IN)
+    refunded = sum(one.amount_fen for one in movements if one.kind == REFUND)
+    rows: list[tuple[int, int, int, int]] = [(AccountKind.BANK, 0, paid_in, refunded)]
+    for one in sorted(movements, key=lambda movement: movement.sponsor):
+        debit_fen, credit_fen = (one.amount_fen, 0) if one.kind == REFUND else (0, one.amount_fen)
+        rows.append((AccountKind.SPONSOR, one.sponsor, debit_fen, credit_fen))
+    sql.add_to_accounts(connection, rows)
+
+
+def _refunds(connection: sa.Connection, sponsor: int) -> int:
+    table = sql.fundings.c
+    query = sa.select(sa.func.count()).where(table.kind == REFUND, table.sponsor == sponsor)
+    return int(connection.execute(query).scalar_one())
+
+
+def _pools(connection: sa.Connection) -> list[Pool]:
+    transfers, fundings = sql.transfers.c, sql.fundings.c
+    sums: dict[int, dict[str, int]] = {}
+
+    def add(name: str, query: "sa.Select[int, int]") -> None:
+        for sponsor, fen in connection.execute(query):
+            sums.setdefault(sponsor, {})[name] = int(fen)
+
+    for name, kind in (("paid_in_fen", PAY_IN), ("refunded_fen", REFUND)):
+        of_kind = sa.select(fundings.sponsor, sa.func.sum(fundings.amount_fen))
+        add(name, of_kind.where(fundings.kind == kind).group_by(fundings.sponsor))
+    states = (("credited_fen", TransferState.CREDITED), ("pending_fen", TransferState.PENDING))
+    for name, state in states:
+        of_state = sa.select(transfers.sponsor, sa.func.sum(transfers.amount_fen))
+        add(name, of_state.where(transfers.state == int(state)).group_by(transfers.sponsor))
+    add("held_fen", _held())
+    return [Pool(sponsor, **sums[sponsor]) for sponsor in sorted(sums) if sponsor]
+
+
+def _held() -> "sa.Select[int, int]":
+    """Sum, per sponsor, the packets in quarantine that have no living transfer, each once."""
+    transfers, quarantine = sql.transfers.c, sql.quarantine.c
+    alive = sa.exists().where(
+        transfers.serial == quarantine.serial, transfers.state != int(TransferState.REFUSED)
+    )
+    packets = (
+        sa.select(quarantine.sponsor, sa.func.max(quarantine.held_fen).label("held_fen"))
+        .where(~alive)
+        .group_by(quarantine.sponsor, quarantine.serial)
+        .subquery()
+    )
+    return sa.select(packets.c.sponsor, sa.func.sum(packets.c.held_fen)).group_by(packets.c.sponsor)

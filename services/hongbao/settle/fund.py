@@ -1,0 +1,117 @@
+"""Owns the rules of sponsors' money: when and how much goes back. Refuses any SQL.
+
+A sponsor's pool: paid in − credited − pending − held − refunded. What is left of it goes back
+once the campaign is over and every claim is settled, never more than what nobody claimed
+(R35, R36, R40).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from hongbao.domain.errors import Rejected
+
+REFERENCE_CHARS_MAX = 100
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Is the money of one sponsor in the ledger."""
+
+    sponsor: int
+    paid_in_fen: int = 0
+    credited_fen: int = 0
+    pending_fen: int = 0
+    held_fen: int = 0  # kept back for quarantined claims
+    refunded_fen: int = 0
+
+    @property
+    def balance_fen(self) -> int:
+        """Return what is neither paid, promised, kept back nor returned."""
+        spoken_for = self.credited_fen + self.pending_fen + self.held_fen + self.refunded_fen
+        return self.paid_in_fen - spoken_for
+
+
+@dataclass(frozen=True)
+class FundMovement:
+    """Is one pay-in or refund, named by its reference."""
+
+    reference: str
+    kind: str  # pay-in | refund
+    sponsor: int
+    amount_fen: int
+    at_ms: int
+
+
+@dataclass(frozen=True)
+class Minted:
+    """Is what the active scheme of each slot minted, per sponsor."""
+
+    fen: dict[int, int]
+
+    def unclaimed_fen(self, pool: Pool) -> int:
+        """Return the money of packets that nobody claimed, once every claim is settled."""
+        opened_fen = pool.credited_fen + pool.pending_fen + pool.held_fen
+        return self.fen.get(pool.sponsor, 0) - opened_fen
+
+    def refundable_fen(self, pool: Pool) -> int:
+        """Return what still may go back to the sponsor; 0 when all has."""
+        return max(0, min(pool.balance_fen, self.unclaimed_fen(pool) - pool.refunded_fen))
+
+
+@dataclass(frozen=True)
+class Closing:
+    """Is what must be true before money goes back."""
+
+    now_ms: int
+    ends_at_ms: int  # of the last slot
+    grace_ms: int  # claim tokens may be opened so long after the last slot
+    lag_blocks: dict[int, int]  # per claims shard: durable blocks that are not settled
+    pending_transfers: int
+
+    def problems(self) -> list[str]:
+        """Return every reason why refunds must wait."""
+        found = []
+        over_at_ms = self.ends_at_ms + self.grace_ms
+        if self.now_ms < over_at_ms:
+            left_s = (over_at_ms - self.now_ms + 999) // 1000
+            found.append(f"the campaign is over in {left_s} s, grace included")
+        for shard, blocks in sorted(self.lag_blocks.items()):
+            if blocks:
+                found.append(f"claims/{shard}: {blocks} blocks are not settled yet")
+        if self.pending_transfers:
+            found.append(f"{self.pending_transfers} transfers are not paid out yet")
+        return found
+
+
+class FundLedger(Protocol):
+    """Keeps pay-ins and refunds; each method is one transaction."""
+
+    def pay_in(self, movement: FundMovement) -> bool:
+        """Record a pay-in; False when this very one is there already.
+
+        Raises Rejected when the reference names another movement.
+        """
+
+    def refund(self, minted: Minted, at_ms: int) -> list[FundMovement]:
+        """Close the ledger for claims and return to each sponsor what is refundable."""
+
+    def pools(self) -> list[Pool]:
+        """Return the pool of every sponsor that the ledger knows, by sponsor."""
+
+    def pending_transfers(self) -> int: ...
+
+
+def plan_pay_in(
+    reference: str, sponsor: int, amount_fen: int, deposits: dict[int, int], at_ms: int
+) -> FundMovement:
+    """Check a pay-in against the campaign. Raises Rejected naming the field."""
+    if not (reference.isprintable() and 0 < len(reference) <= REFERENCE_CHARS_MAX):
+        message = f"a reference has 1 to {REFERENCE_CHARS_MAX} printable characters"
+        raise Rejected(message, field="reference")
+    if reference.startswith("refund/"):
+        raise Rejected("references that begin with refund/ are the ledger's own", field="reference")
+    if sponsor not in deposits:
+        raise Rejected(f"the campaign has no sponsor {sponsor}", field="sponsor")
+    if amount_fen <= 0:
+        raise Rejected(f"a pay-in of {amount_fen} fen is not positive", field="amount")
+    return FundMovement(reference, "pay-in", sponsor, amount_fen, at_ms)
