@@ -22,8 +22,6 @@ from hongbao.shards.machine import Answer, Append, Decision, Lookup
 
 FILES_MAX: Final = 1 << 16
 FILE_PACKETS_MAX: Final = 1 << 28
-RECENT_CLAIMS_MAX: Final = 1 << 14
-"""More than an owner ever holds between `decide` and the written derived key."""
 
 _GROWTH_BYTES: Final = 4096
 _RESULT: Final = struct.Struct(">BI")
@@ -42,8 +40,8 @@ class ClaimOutcome(IntEnum):
     OPENED = 1
     ALREADY_OPENED = 2  # by another user
     REPEATED = 3  # by the same user before: the same answer as then
-    UNKNOWN = 4  # opened, but its claim cannot be read yet: ask again
-    REFUSED = 5  # the key was denied while the operation was on its way
+    REFUSED = 4  # the key was denied while the operation was on its way
+    CONTRADICTION = 5  # the packet's bit is set, but its claim is missing or another packet's
 
 
 class ClaimResult(NamedTuple):
@@ -54,8 +52,8 @@ class ClaimResult(NamedTuple):
 
 
 _ALREADY_OPENED: Final = _pack_result(ClaimOutcome.ALREADY_OPENED, 0)
-_UNKNOWN: Final = _pack_result(ClaimOutcome.UNKNOWN, 0)
 _REFUSED: Final = _pack_result(ClaimOutcome.REFUSED, 0)
+_CONTRADICTION: Final = _pack_result(ClaimOutcome.CONTRADICTION, 0)
 
 
 def parse_result(result: bytes) -> ClaimResult:
@@ -76,13 +74,9 @@ class ClaimsMachine:
         self,
         *,
         key_allowed: Callable[[int], bool] | None = None,
-        recent_claims_max: int = RECENT_CLAIMS_MAX,
     ) -> None:
         self._key_allowed = key_allowed
-        self._recent_claims_max = recent_claims_max
         self._files: dict[int, bytearray] = {}
-        # Claims whose derived key may not be written yet, oldest first.
-        self._recent: dict[int, bytes] = {}
 
     def decide(self, operation: bytes) -> Decision:
         """Open the packet for the user, or tell whose it is."""
@@ -94,27 +88,20 @@ class ClaimsMachine:
             if not self._key_allowed(key_id):
                 return Answer(_REFUSED)
         if self._open(file, bit):
-            self._remember(serial, operation)
             return Append(operation, _pack_result(ClaimOutcome.OPENED, amount_fen))
-        claim = self._recent.get(serial)
-        if claim is not None:
-            return Answer(self.answer(operation, claim))
         return Lookup(claim_key(serial))
 
     def answer(self, operation: bytes, value: bytes | None) -> bytes:
         """Compare the operation with the claim that opened the packet.
 
-        None means that its derived key is still being written: the caller asks again.
+        A contradiction is a result and no exception: one broken packet must not stop a shard.
         """
-        if value is None:
-            return _UNKNOWN
+        if value is None or len(value) != CLAIM_BYTES:
+            return _CONTRADICTION
         file, bit, _, serial, user = _core_of(operation, CLAIM_CORE_AT)
         their_file, their_bit, amount_fen, their_serial, owner = _core_of(value, CLAIM_CORE_AT)
         if (file, bit, serial) != (their_file, their_bit, their_serial):
-            raise Corrupt(
-                f"packet {serial} (file {file}, bit {bit}) has the claim of packet "
-                f"{their_serial} (file {their_file}, bit {their_bit})"
-            )
+            return _CONTRADICTION
         if user != owner:
             return _ALREADY_OPENED
         return _pack_result(ClaimOutcome.REPEATED, amount_fen)
@@ -126,14 +113,13 @@ class ClaimsMachine:
         file, bit, _, serial, _ = _core_of(entry, CLAIM_CORE_AT)
         if not self._open(file, bit):
             raise Corrupt(f"packet {serial} (file {file}, bit {bit}) has two claims in one log")
-        self._remember(serial, entry)
 
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Return the claim under its packet's serial."""
         return ((claim_key(_core_of(entry, CLAIM_CORE_AT)[3]), entry),)
 
     def snapshot(self) -> bytes:
-        """Return the bits. Who opened them is in derived keys, written before a checkpoint."""
+        """Return the bits, the same for the same opened packets."""
         parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, len(self._files))]
         for file, bits in sorted(self._files.items()):
             dense = bytes(bits).rstrip(b"\0")
@@ -157,7 +143,7 @@ class ClaimsMachine:
             at += length
         if at != len(snapshot):
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes says it has {at}")
-        self._files, self._recent = restored, {}
+        self._files = restored
 
     def opened_count(self) -> int:
         """Return how many packets of the shard are open."""
@@ -180,8 +166,3 @@ class ClaimsMachine:
         bits = self._files.setdefault(file, bytearray())
         bits.extend(bytes((bit >> 3) + _GROWTH_BYTES - len(bits)))
         return bits
-
-    def _remember(self, serial: int, claim: bytes) -> None:
-        self._recent[serial] = claim
-        if len(self._recent) > self._recent_claims_max:
-            del self._recent[next(iter(self._recent))]
