@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 import os
 import struct
+from pathlib import Path
 
 from hongbao.domain import errors
 from hongbao.proto.v1 import access_pb2
 from hongbao.transport.admission import Admission
 from hongbao.transport.asgi import make_app
 from hongbao.transport.dispatcher import Dispatcher, Method
+from hongbao.transport.grpc_server import GrpcServer, start_grpc_server
 from hongbao.transport.metrics import CallMetrics
 
 FAILURES = {
@@ -63,4 +65,24 @@ METHODS = (
     Method("/hongbao.v1.Access/Shake", access_pb2.ShakeRequest, access_pb2.ShakeReply, shake),
 )
 dispatcher = Dispatcher(METHODS, Admission(), CallMetrics())
-app = make_app(dispatcher)
+folder = Path(os.environ.get("HONGBAO_TEST_FOLDER", ""))
+state: dict[str, GrpcServer] = {}
+
+
+async def startup() -> None:
+    """Start the process's own grpcio server, which Envoy routes health and reflection to."""
+    if "HONGBAO_TEST_FOLDER" in os.environ:
+        state["server"] = await start_grpc_server(
+            None, f"unix:{folder / 'internal'}", services=("hongbao.v1.Access",)
+        )
+
+
+async def shutdown() -> None:
+    """Take a while, as a role that flushes its state does."""
+    if "server" in state:
+        await state["server"].drain()
+        await asyncio.sleep(0.5)
+        (folder / "flushed").write_text("all")
+
+
+app = make_app(dispatcher, startup, shutdown)

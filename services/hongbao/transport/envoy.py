@@ -10,7 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hongbao.transport import descriptors, local_reply
-from hongbao.transport.upstreams import INTERNAL_CLUSTER, Upstream, build_clusters, retry_policy
+from hongbao.transport.upstreams import (
+    INTERNAL_CLUSTER,
+    READY_PATH,
+    Upstream,
+    build_clusters,
+    retry_policy,
+)
 
 Json = dict[str, Any]
 
@@ -21,7 +27,6 @@ INTERNAL_SERVICES: Final = (
     "grpc.reflection.v1alpha.ServerReflection",
     "grpc.reflection.v1.ServerReflection",
 )
-READY_PATH: Final = "/readyz"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ Json = dict[str, Any]
 
 TYPE: Final = "type.googleapis.com/"
 INTERNAL_CLUSTER: Final = "internal"
+READY_PATH: Final = "/readyz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class Upstream:
     retry_budget_percent: float = 20.0
     try_timeout_s: float = 3.0
     calls_max: int = 4096
+    embedded: bool = True
+    """Served by an Envoy like ours, which is asked for READY_PATH; else the gRPC health service."""
 
 
 def build_clusters(
@@ -73,16 +76,7 @@ def build_cluster(zone: str, upstream: Upstream) -> Json:
             "cluster_name": upstream.cluster,
             "endpoints": build_localities(zone, upstream.endpoints),
         },
-        "health_checks": [
-            {
-                "timeout": "0.5s",
-                "interval": "1s",
-                "no_traffic_interval": "1s",
-                "unhealthy_threshold": 2,
-                "healthy_threshold": 1,
-                "grpc_health_check": {},
-            }
-        ],
+        "health_checks": [build_health_check(upstream.embedded)],
         # A call is an error only after its retries; one slow instance must not take the rest.
         "outlier_detection": {
             "consecutive_gateway_failure": 5,
@@ -106,6 +100,19 @@ def build_cluster(zone: str, upstream: Upstream) -> Json:
         },
         # When most instances are bad, load on the rest would only kill them too (R27).
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+
+
+def build_health_check(embedded: bool) -> Json:
+    """Build the probe of one endpoint: gone after two misses, back after one answer."""
+    ready = {"http_health_check": {"path": READY_PATH, "codec_client_type": "HTTP2"}}
+    return {
+        "timeout": "0.5s",
+        "interval": "1s",
+        "no_traffic_interval": "1s",
+        "unhealthy_threshold": 2,
+        "healthy_threshold": 1,
+        **(ready if embedded else {"grpc_health_check": {}}),
     }
 
 
