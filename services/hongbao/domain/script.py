@@ -323,7 +323,7 @@ def _check_issued_slot(
         was_fen, is_fen = issued[sponsor.index], written[sponsor.index]
         if was_fen != is_fen:
             was, now = format_yuan(was_fen), format_yuan(is_fen)
-            message = f"slot {slot} has issued {was} yuan, the script says {now}: it is a fact"
+            message = f"slot {slot} has issued {was} yuan, the script says {now}: issued stays"
             problems.append(_problem(f"sponsor {sponsor.sponsor}", message))
     return problems
 

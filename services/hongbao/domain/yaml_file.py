@@ -56,7 +56,7 @@ class Row:
 def decode(file: str, data: bytes, problems: Problems) -> str | None:
     """Return the text of a file: UTF-8, with or without the mark that Excel writes before it."""
     if len(data) > FILE_BYTES_MAX:
-        problems.add(file, 0, "", f"the file has {len(data):,} bytes, at most {FILE_BYTES_MAX:,}")
+        problems.add(file, 0, "", f"the file is larger than {FILE_BYTES_MAX:,} bytes")
         return None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         problems.add(file, 1, "", "the file is UTF-16: save it as UTF-8")
