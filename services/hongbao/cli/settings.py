@@ -43,8 +43,11 @@ class UpSettings(BaseModel):
     gateway_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """Public port of the first gateway, the next ones follow; 0 picks free ports."""
 
+    listen: str = "127.0.0.1"
+    """Address of the gateways; everything else stays on loopback and Unix sockets."""
+
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=30)] = 2.0
-    """How long a silent owner keeps its shard: shorter fails over sooner, longer rides out stalls."""
+    """How long a silent owner keeps its shard: shorter fails over sooner, longer bears stalls."""
 
     jwks: Path | None = None
     """Public keys (JWKS) of whoever issues the users' JWTs; absent: a key made for this run."""

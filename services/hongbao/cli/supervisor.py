@@ -32,7 +32,13 @@ class Supervisor:
     """Keeps the processes of one run alive."""
 
     def __init__(
-        self, run: RunDir, *, environ: Environ, ready: Ready, drain: Drain, monotonic_s: Callable[[], float]
+        self,
+        run: RunDir,
+        *,
+        environ: Environ,
+        ready: Ready,
+        drain: Drain,
+        monotonic_s: Callable[[], float],
     ) -> None:
         """Take what the roles need: secrets for a start, a readiness probe, a way to drain."""
         self._run = run
@@ -52,7 +58,7 @@ class Supervisor:
         return child.pid if child and child.returncode is None else None
 
     async def start(self, specs: Sequence[ProcessSpec]) -> None:
-        """Start processes and wait until each is ready. Raises Transient naming the ones that are not."""
+        """Start processes and wait until each is ready. Raises Transient for one that is not."""
         for spec in specs:
             self._held.discard(spec.process)
             self._keepers[spec.process] = asyncio.create_task(self._keep(spec))

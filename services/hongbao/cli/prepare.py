@@ -1,0 +1,133 @@
+"""Owns what `hongbao up` does before anything serves: keys, mint, verify, a test issuer of JWTs.
+
+Every step is skipped when its result is there, so a second start is quick.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hongbao.cipher.keyring import Keyring, Role, new_keyring, read_keyring, write_keyring
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.client.identity import TestIdentity
+from hongbao.domain.campaign import Campaign
+from hongbao.domain.errors import Rejected
+from hongbao.domain.manifest import Manifest
+from hongbao.domain.plan import MintPlan
+from hongbao.domain.script import plan_campaign
+from hongbao.mint.scheme import mint_scheme
+from hongbao.verify.scheme import verify_scheme
+
+PASSPHRASE_VARIABLE = "HONGBAO_KEYS_PASSPHRASE"  # noqa: S105  (the variable's name)
+ROLES: tuple[Role, ...] = ("mint", "redeem", "access")
+
+Step = Callable[[str, int, int], None]  # (what, done, whole)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Is a campaign that is ready to be served."""
+
+    plans: tuple[MintPlan, ...]
+    manifests: tuple[Manifest, ...]
+    active_scheme_number: int
+    token_root: bytes
+
+
+def passphrase(run: RunDir) -> str:
+    """Return the passphrase of the key files: from the environment, else one made for this run.
+
+    The made one lies beside the keys (mode 0600): good for a rehearsal, not for money.
+    """
+    if given := os.environ.get(PASSPHRASE_VARIABLE):
+        return given
+    path = run.keys / "passphrase"
+    if not path.exists():
+        run.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(os.urandom(24).hex())
+    return path.read_text().strip()
+
+
+def role_keyring(run: RunDir, role: Role) -> Keyring:
+    """Read what a role may know."""
+    return read_keyring(run.keys / f"{role}.keys", passphrase(run))
+
+
+def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -> Prepared:
+    """Make keys, mint and verify every scheme, unless that is done. Raises Rejected."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    plans = plan_campaign(
+        campaign, ticket_shards=settings.ticket_shards, claims_shards=settings.claims_shards
+    )
+    _make_keys(run, campaign, plans)
+    _make_issuer(run, settings)
+    keyring = role_keyring(run, "mint")
+    manifests = []
+    for plan in plans:
+        name = f"mint {plan.scheme}"
+        manifest = mint_scheme(
+            plan,
+            keyring,
+            run.objects,
+            workers=os.cpu_count() or 1,
+            progress=lambda done, whole, name=name: step(name, done, whole),  # type: ignore[misc]
+        )
+        _verify(run, campaign, plan, keyring, step)
+        manifests.append(manifest)
+    active = next(plan for plan in plans if plan.scheme == campaign.active_scheme)
+    return Prepared(
+        plans=plans,
+        manifests=tuple(manifests),
+        active_scheme_number=active.scheme_number,
+        token_root=role_keyring(run, "redeem").token_root,
+    )
+
+
+def _make_keys(run: RunDir, campaign: Campaign, plans: tuple[MintPlan, ...]) -> None:
+    if all((run.keys / f"{role}.keys").exists() for role in ROLES):
+        return
+    key_ids = sorted({key for plan in plans for batch in plan.batches for key in batch.key_ids})
+    keyring = new_keyring(campaign.campaign, key_ids, os.urandom)
+    secret = passphrase(run)
+    for role in ROLES:
+        write_keyring(run.keys / f"{role}.keys", keyring.for_role(role), secret)
+
+
+def _verify(run: RunDir, campaign: Campaign, plan: MintPlan, keyring: Keyring, step: Step) -> None:
+    stamp = run.objects / plan.campaign / str(plan.scheme_number) / ".verified"
+    if stamp.exists():
+        return
+    name = f"verify {plan.scheme}"
+    report = verify_scheme(
+        plan,
+        run.objects,
+        keyring,
+        campaign=campaign,
+        workers=os.cpu_count() or 1,
+        progress=lambda done, whole: step(name, done, whole),
+    )
+    if report.problems:
+        raise Rejected("\n".join(map(str, report.problems)), field=f"scheme {plan.scheme}")
+    stamp.touch()
+
+
+def _make_issuer(run: RunDir, settings: UpSettings) -> None:
+    """Give the run the public keys of whoever signs the users' JWTs, or a signer of its own."""
+    if settings.jwks is not None:
+        run.jwks.write_bytes(settings.jwks.read_bytes())
+        return
+    private = issuer_key(run)
+    if private.exists():
+        return
+    identity = TestIdentity.generate()
+    with os.fdopen(os.open(private, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+        file.write(identity.pem())
+    run.jwks.write_bytes(identity.jwks())
+
+
+def issuer_key(run: RunDir) -> Path:
+    """Return the private key that signs JWTs of this run's own test users."""
+    return run.keys / "issuer.pem"
