@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from numpy.typing import NDArray
 
 from hongbao.cipher.derive import KEY_BYTES, cmac_subkey, ticket_keys
-from hongbao.domain.ids import CampaignId
+from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.ticket import (
     RECORD,
     RECORD_BYTES,
@@ -51,8 +51,10 @@ class Decipherer:
     Not for use by several threads at once. Keeps the derived ciphers of recent headers.
     """
 
-    def __init__(self, ticket_masters: Mapping[int, bytes], campaign: CampaignId) -> None:
-        self._masters = dict(ticket_masters)
+    def __init__(
+        self, ticket_masters: Mapping[int, bytes] | Mapping[KeyId, bytes], campaign: CampaignId
+    ) -> None:
+        self._masters = {int(key_id): master for key_id, master in ticket_masters.items()}
         self._campaign = campaign
         self._openers: dict[bytes, _Opener] = {}
         # An unknown key id costs the same two ciphers as a known one.
