@@ -1,0 +1,102 @@
+"""Owns paying through an HTTP webhook with idempotency keys; refuses to decide what to pay.
+
+POST, JSON body, header `Idempotency-Key: <campaign>/<serial>`. The backend must keep the key:
+    2xx                       paid now (`{"status": "exists"}` in the body: paid by an earlier call)
+    409 with the same payment paid by an earlier call; with another one: refused
+    408, 425, 429, 5xx, no reply   unknown: asked again with the same key
+    other 4xx                 refused for good
+User and transfer are decimal strings in the body, because they may pass 2^53.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import httpx
+import stamina
+
+from hongbao.domain.errors import Transient
+from hongbao.settle.ports import SinkAnswer, SinkReply, Transfer
+
+ATTEMPTS_MAX: Final = 4
+RETRY_S: Final = 0.1
+RETRY_S_MAX: Final = 2.0
+CALL_S_MAX: Final = 5.0
+CONNECTIONS_MAX: Final = 64
+DETAIL_CHARS_MAX: Final = 500
+ASK_AGAIN: Final = frozenset({408, 425, 429})
+
+
+class WebhookSink:
+    """Is a settle.ports.Sink over HTTP. Close it with `async with`."""
+
+    def __init__(
+        self,
+        url: str,
+        campaign: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        call_s_max: float = CALL_S_MAX,
+        retry_s: float = RETRY_S,
+    ) -> None:
+        """`headers` carry whatever authorisation the backend wants."""
+        self._url = url
+        self._campaign = campaign
+        self._retrying = stamina.AsyncRetryingCaller(
+            attempts=ATTEMPTS_MAX,
+            timeout=None,
+            wait_initial=retry_s,
+            wait_max=RETRY_S_MAX,
+            wait_jitter=retry_s,
+        ).on((httpx.TransportError, Transient))
+        self._client = httpx.AsyncClient(
+            headers=dict(headers or {}),
+            timeout=call_s_max,
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
+            trust_env=False,
+        )
+
+    async def __aenter__(self) -> "WebhookSink":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def pay(self, transfer: Transfer) -> SinkReply:
+        """Pay one transfer; the same again pays nothing more. Raises Transient when unknown."""
+        payment = {
+            "campaign": self._campaign,
+            "transfer": str(transfer.serial),
+            "user": str(transfer.user),
+            "sponsor": transfer.sponsor,
+            "amount_fen": transfer.amount_fen,
+        }
+        key = f"{self._campaign}/{transfer.serial}"
+        try:
+            return await self._retrying(self._post, key, payment)
+        except httpx.TransportError as error:
+            raise Transient(f"webhook {key}: {error!r}") from error
+
+    async def _post(self, key: str, payment: dict[str, Any]) -> SinkReply:
+        response = await self._client.post(
+            self._url, json=payment, headers={"Idempotency-Key": key}
+        )
+        status = response.status_code
+        detail = f"{status} {response.text[:DETAIL_CHARS_MAX]}"
+        if response.is_success:
+            existed = _body(response).get("status") == "exists"
+            return SinkReply(SinkAnswer.EXISTS if existed else SinkAnswer.PAID, detail)
+        if status == httpx.codes.CONFLICT:
+            same = _body(response).items() >= payment.items()
+            return SinkReply(SinkAnswer.EXISTS if same else SinkAnswer.REFUSED, detail)
+        if response.is_client_error and status not in ASK_AGAIN:
+            return SinkReply(SinkAnswer.REFUSED, detail)
+        raise Transient(f"webhook {key}: {detail}")
+
+
+def _body(response: httpx.Response) -> dict[str, Any]:
+    """Return the JSON object that came back; empty when there is none."""
+    try:
+        body = response.json()
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}

@@ -1,0 +1,112 @@
+"""Owns paying pending transfers through a sink outside, largest first; refuses to check claims.
+
+The sink is idempotent by the packet's serial, so every step may be repeated: after a crash
+between payment and credit the sink answers `exists`, and the transfer is credited once (F6).
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from hongbao.domain.errors import Transient
+from hongbao.settle.checks import Reason
+from hongbao.settle.ports import Ledger, Quarantined, Sink, SinkAnswer, SinkReply, Transfer
+
+PAYOUT_TRANSFERS_MAX: Final = 256
+PAYOUT_CALLS_MAX: Final = 32
+DEFERRED_MAX: Final = 4096
+DEFER_MS: Final = 5_000
+
+
+@dataclass(frozen=True)
+class PaidOut:
+    """Counts what one step did."""
+
+    paid: int = 0
+    existed: int = 0
+    refused: int = 0
+    deferred: int = 0
+
+    @property
+    def calls(self) -> int:
+        return self.paid + self.existed + self.refused + self.deferred
+
+
+class Payout:
+    """Pays what is pending of one claims shard."""
+
+    def __init__(
+        self,
+        shard: int,
+        ledger: Ledger,
+        sink: Sink,
+        *,
+        wall_ms: Callable[[], int],
+        campaign: str,
+    ) -> None:
+        self._shard = shard
+        self._ledger = ledger
+        self._sink = sink
+        self._wall_ms = wall_ms
+        self._campaign = campaign
+        self._deferred: dict[int, int] = {}  # serial → not before, so that one never blocks all
+
+    async def step(self) -> PaidOut:
+        """Pay up to PAYOUT_TRANSFERS_MAX transfers. Raises Transient when the ledger fails."""
+        now_ms = self._wall_ms()
+        self._deferred = {key: at for key, at in self._deferred.items() if at > now_ms}
+        limit = PAYOUT_TRANSFERS_MAX + len(self._deferred)
+        found = await asyncio.to_thread(self._ledger.pending, self._shard, limit)
+        due = [one for one in found if one.serial not in self._deferred][:PAYOUT_TRANSFERS_MAX]
+        if not due:
+            return PaidOut()
+        calls = asyncio.Semaphore(PAYOUT_CALLS_MAX)
+        replies = await asyncio.gather(*(self._pay(transfer, calls) for transfer in due))
+        answered = list(zip(due, replies, strict=True))
+        await asyncio.to_thread(self._record, answered)
+        answers = [reply.answer if reply else None for reply in replies]
+        return PaidOut(
+            paid=answers.count(SinkAnswer.PAID),
+            existed=answers.count(SinkAnswer.EXISTS),
+            refused=answers.count(SinkAnswer.REFUSED),
+            deferred=answers.count(None),
+        )
+
+    async def _pay(self, transfer: Transfer, calls: asyncio.Semaphore) -> SinkReply | None:
+        async with calls:
+            try:
+                return await self._sink.pay(transfer)
+            except Transient:
+                if len(self._deferred) < DEFERRED_MAX:
+                    self._deferred[transfer.serial] = self._wall_ms() + DEFER_MS
+                return None
+
+    def _record(self, answered: Sequence[tuple[Transfer, SinkReply | None]]) -> None:
+        good = (SinkAnswer.PAID, SinkAnswer.EXISTS)
+        credited = [transfer for transfer, reply in answered if reply and reply.answer in good]
+        now_ms = self._wall_ms()
+        if credited:
+            self._ledger.credit(self._shard, credited, now_ms)
+        for transfer, reply in answered:
+            if reply and reply.answer is SinkAnswer.REFUSED:
+                self._ledger.refuse(transfer, self._quarantined(transfer, reply), now_ms)
+
+    def _quarantined(self, transfer: Transfer, reply: SinkReply) -> Quarantined:
+        """Keep a refusal beside the claims; it is named by the packet, since no log entry is."""
+        return Quarantined(
+            shard=self._shard,
+            position=transfer.serial,
+            entry=-1,
+            serial=transfer.serial,
+            user=transfer.user,
+            sponsor=transfer.sponsor,
+            claimed_fen=transfer.amount_fen,
+            held_fen=transfer.amount_fen,
+            reason=Reason.SINK_REFUSED.label,
+            evidence=json.dumps(
+                {"campaign": self._campaign, "sink": reply.detail, **transfer._asdict()},
+                sort_keys=True,
+            ),
+        )
