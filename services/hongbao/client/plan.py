@@ -45,8 +45,8 @@ class LoadPlan:
     rude_share: float = 0.0
     """Share of users that ignore every order to wait; they shake again even while one runs."""
     open_packets: bool = True
-    connections: int = 2
-    """Connections to each gateway."""
+    connections: int = 4
+    """Connections to each gateway; a gateway takes 128 calls at once on each."""
     shake_timeout_s: float = 2.0
     open_timeout_s: float = 5.0
     session_give_up_s: float = 30.0

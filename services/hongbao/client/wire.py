@@ -24,7 +24,6 @@ _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _WINDOW_BYTES: Final = (1 << 31) - 1
 _WINDOW_DEFAULT: Final = 65_535
 _STREAM_MAX: Final = (1 << 31) - 1
-_CANCEL: Final = 8
 _STREAMS_MAX: Final = 1_000  # of one connection, if the server names no limit itself
 _WAITING_MAX: Final = 100_000  # calls that wait for a stream; beyond it a call fails at once
 _STATUS_CACHE_MAX: Final = 4_096
@@ -120,11 +119,13 @@ class Wire(asyncio.Protocol):
             self.close()
 
     def _expire(self, call: _Call) -> int:
+        """Answer a late call; its stream stays taken until the server ends it.
+
+        No RST_STREAM: grpc-timeout tells the server already, and Envoy closes connections on
+        which most streams are reset (CVE-2023-44487), which would hit the calls beside it.
+        """
         if call.done is None:
             return 0
-        if call.stream:
-            del self._calls[call.stream]
-            self._write(_FRAME.pack(0, 4, _RST, 0, call.stream) + _U32.pack(_CANCEL))
         self._finish(call, ANSWER_LATE)
         return 1
 
