@@ -12,6 +12,7 @@ from hongbao.domain.errors import Exhausted, Rejected
 from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX, Lease, Versioned
 
 EVENTS_MAX: Final = 65_536
+TTL_S_MAX: Final = 3600.0
 
 
 @dataclass(slots=True)
@@ -108,7 +109,7 @@ class MemoryStore:
                 yield event
 
     async def acquire(self, name: str, holder: str, *, ttl_s: float, value: bytes) -> Lease | None:
-        check_fact(name, value)
+        check_lease(name, ttl_s, value)
         self._expire()
         held = self._held.get(name)
         if held and held.lease.holder != holder:
@@ -184,3 +185,10 @@ def check_fact(key: str, value: bytes) -> None:
     check_pair(key.encode(), value)
     if not value:
         raise Exhausted(f"fact {key}: an empty value means deletion")
+
+
+def check_lease(name: str, ttl_s: float, value: bytes) -> None:
+    """Refuse a lease that no store grants. Raises Rejected."""
+    check_fact(f"lease/{name}", value)
+    if not 0 < ttl_s <= TTL_S_MAX:
+        raise Rejected(f"lease {name}: ttl of {ttl_s} s is not within (0, {TTL_S_MAX}]")

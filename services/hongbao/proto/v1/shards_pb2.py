@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhongbao/proto/v1/shards.proto\x12\nhongbao.v1\"A\n\rSubmitRequest\x12\r\n\x05plane\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\noperations\x18\x03 \x03(\x0c\"\x1e\n\x0bSubmitReply\x12\x0f\n\x07results\x18\x01 \x03(\x0c\x32\x46\n\x06Shards\x12<\n\x06Submit\x12\x19.hongbao.v1.SubmitRequest\x1a\x17.hongbao.v1.SubmitReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhongbao/proto/v1/shards.proto\x12\nhongbao.v1\"A\n\rSubmitRequest\x12\r\n\x05plane\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x12\n\noperations\x18\x03 \x03(\x0c\"E\n\x0bSubmitReply\x12\x0f\n\x07results\x18\x01 \x03(\x0c\x12%\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x13.hongbao.v1.Failure\"N\n\x07\x46\x61ilure\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x15\n\rretry_after_s\x18\x04 \x01(\x01\x32\x46\n\x06Shards\x12<\n\x06Submit\x12\x19.hongbao.v1.SubmitRequest\x1a\x17.hongbao.v1.SubmitReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITREQUEST']._serialized_start=45
   _globals['_SUBMITREQUEST']._serialized_end=110
   _globals['_SUBMITREPLY']._serialized_start=112
-  _globals['_SUBMITREPLY']._serialized_end=142
-  _globals['_SHARDS']._serialized_start=144
-  _globals['_SHARDS']._serialized_end=214
+  _globals['_SUBMITREPLY']._serialized_end=181
+  _globals['_FAILURE']._serialized_start=183
+  _globals['_FAILURE']._serialized_end=261
+  _globals['_SHARDS']._serialized_start=263
+  _globals['_SHARDS']._serialized_end=333
 # @@protoc_insertion_point(module_scope)

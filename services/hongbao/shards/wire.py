@@ -1,0 +1,65 @@
+"""Owns how domain errors cross our internal gRPC calls; public edges have their own table."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import grpc
+
+from hongbao.domain import errors
+
+MESSAGE_BYTES_MAX: Final = 64 << 20
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+)
+_KIND_KEY: Final = "hongbao-error"
+_KINDS: Final[dict[str, type[errors.HongbaoError]]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.Rejected,
+        errors.Unauthenticated,
+        errors.NotFound,
+        errors.Exhausted,
+        errors.Transient,
+        errors.Overloaded,
+        errors.Ambiguous,
+        errors.Fenced,
+        errors.Corrupt,
+    )
+}
+
+
+def make_error(kind: str, message: str, retry_after_s: float = 0.0) -> errors.HongbaoError:
+    """Return the error of that name; an unknown one leaves the outcome open."""
+    made = _KINDS.get(kind, errors.Ambiguous)(message)
+    if isinstance(made, errors.Transient) and retry_after_s > 0:
+        made.retry_after_s = retry_after_s
+    return made
+
+
+def translated(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Wrap a unary handler so that its domain errors reach the caller by name."""
+
+    async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        try:
+            return await handler(request)
+        except errors.HongbaoError as error:
+            await abort(context, error)
+
+    return handle
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.HongbaoError) -> None:
+    """End a call with a domain error."""
+    kind = ((_KIND_KEY, type(error).__name__),)
+    await context.abort(grpc.StatusCode.ABORTED, str(error), trailing_metadata=kind)
+
+
+def received(error: grpc.aio.AioRpcError) -> errors.HongbaoError:
+    """Return what the other side raised; Ambiguous when it is the call itself that failed."""
+    kind = dict(error.trailing_metadata() or ()).get(_KIND_KEY)
+    text = f"{error.code().name}: {error.details()}" if kind is None else str(error.details())
+    return make_error(str(kind), text)
