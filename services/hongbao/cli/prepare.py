@@ -20,7 +20,7 @@ from hongbao.domain.script import plan_campaign
 from hongbao.mint.scheme import mint_scheme
 from hongbao.verify.scheme import verify_scheme
 
-PASSPHRASE_VARIABLE = "HONGBAO_KEYS_PASSPHRASE"  # noqa: S105  (the variable's name)
+PASSPHRASE_VARIABLE = "HONGBAO_KEYS_PASSPHRASE"
 ROLES: tuple[Role, ...] = ("mint", "redeem", "access")
 
 Step = Callable[[str, int, int], None]  # (what, done, whole)

@@ -1,0 +1,141 @@
+"""Owns what every process of a run needs: its spec, stores, logs, membership, metrics."""
+
+import asyncio
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hongbao.adapters.clock import SystemClock
+from hongbao.adapters.obstore import ObstoreObjects, folder_objects
+from hongbao.adapters.store_client import StoreClient
+from hongbao.cli.campaign_input import require_campaign
+from hongbao.cli.run_dir import ProcessSpec, RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.domain.campaign import Campaign
+from hongbao.domain.errors import NotFound, Transient
+from hongbao.domain.ids import CampaignId
+from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
+from hongbao.shards.lease import HeldLease
+
+MEMBER_PAUSE_S = 0.2
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Process:
+    """Is one process of a run, from inside."""
+
+    run: RunDir
+    settings: UpSettings
+    spec: ProcessSpec
+    specs: tuple[ProcessSpec, ...]
+    clock: SystemClock
+
+    @property
+    def name(self) -> str:
+        return self.spec.process
+
+    @property
+    def campaign(self) -> Campaign:
+        return require_campaign(self.settings.campaign)
+
+    def open_store(self) -> StoreClient:
+        """Return this process's way to the shared store; connects by itself."""
+        return StoreClient(self.run.socket, self.run.store)
+
+    def objects(self) -> ObstoreObjects:
+        return folder_objects(self.run.objects)
+
+    def socket(self, purpose: str) -> Path:
+        """Return the path of one of this process's Unix sockets."""
+        return self.run.path / "sock" / f"{self.name}.{purpose}"
+
+    def member_value(self) -> bytes:
+        """Return what others may know of this process."""
+        fact = {
+            "process": self.name,
+            "role": self.spec.role,
+            "zone": self.spec.zone,
+            "pod": self.spec.pod,
+            "address": f"127.0.0.1:{self.spec.ports['internal']}"
+            if "internal" in self.spec.ports
+            else "",
+        }
+        return json.dumps(fact, sort_keys=True).encode()
+
+
+def find_process(run_path: Path, name: str) -> Process:
+    """Read a process's place in its run. Raises NotFound."""
+    run = RunDir(run_path)
+    settings, specs = run.read_specs()
+    spec = next((spec for spec in specs if spec.process == name), None)
+    if spec is None:
+        names = ", ".join(spec.process for spec in specs)
+        raise NotFound(f"{run_path} has no process {name!r}; it has {names}", field="process")
+    return Process(run, settings, spec, tuple(specs), SystemClock())
+
+
+def set_up_logs(process: str) -> None:
+    """Write JSON lines to standard error, which is the process's log file."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(ensure_ascii=False),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[os.environ.get("HONGBAO_LOG", "INFO").upper()]
+        ),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(process=process)
+
+
+async def keep_member(process: Process, store: StoreClient) -> None:
+    """Hold `member/<process>` while this process lives; taken again whenever it was lost."""
+    name = f"member/{process.name}"
+    while True:
+        try:
+            lease = await HeldLease.acquire(
+                store,
+                name,
+                f"{process.name}/{os.getpid()}",
+                ttl_s=process.settings.lease_ttl_s,
+                value=process.member_value(),
+                monotonic_s=process.clock.monotonic_s,
+            )
+            if lease is not None:
+                await lease.keep()
+                log.warning("member_lease_lost", lease=name)
+        except Transient as error:
+            log.warning("member_lease_unknown", lease=name, error=str(error))
+        await asyncio.sleep(MEMBER_PAUSE_S)
+
+
+async def read_manifests(
+    objects: ObstoreObjects, campaign: CampaignId, verify_key: bytes
+) -> list[Manifest]:
+    """Return the campaign's verified manifests, by scheme number. Raises Corrupt."""
+    names = await objects.names(f"{campaign}/")
+    numbers = sorted(
+        int(parts[1])
+        for name in names
+        if len(parts := name.split("/")) == 3 and parts[2] == "manifest.json"
+    )
+    return [
+        parse_manifest(
+            await objects.get(manifest_name(campaign, number)),
+            await objects.get(signature_name(campaign, number)),
+            verify_key,
+        )
+        for number in numbers
+    ]

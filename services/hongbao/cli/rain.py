@@ -1,0 +1,188 @@
+"""Owns a whole run on this machine: prepare, deploy, start every role, keep placement, drain.
+
+`hongbao up` shows it, `hongbao demo` breaks it, the process tests check it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from hongbao.adapters.clock import SystemClock
+from hongbao.adapters.store_client import StoreClient
+from hongbao.cipher.derive import binding_key
+from hongbao.cli.campaign_input import require_campaign
+from hongbao.cli.documents import deploy_documents, keep_placement
+from hongbao.cli.prepare import Prepared, Step, prepare
+from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
+from hongbao.cli.settings import UpSettings
+from hongbao.cli.supervisor import Supervisor
+from hongbao.client.gateways import Gateway
+from hongbao.domain.campaign import Campaign
+from hongbao.domain.errors import NotFound, Transient
+from hongbao.domain.timeline import Timeline
+from hongbao.transport.admin import DrainTimes, EnvoyAdmin
+from hongbao.transport.launch import Embedding, find_embedding
+
+BINDING_KEY_VARIABLE = "HONGBAO_BINDING_KEY"
+POD_EPOCH_VARIABLE = "HONGBAO_POD_EPOCH"
+DRAIN_TIMES = DrainTimes(settle_s=0.2, finish_s=5.0)
+EPOCH_TRIES_MAX = 10
+
+
+@dataclass
+class Rain:
+    """Is a running campaign on this machine."""
+
+    run: RunDir
+    settings: UpSettings
+    campaign: Campaign
+    timeline: Timeline
+    specs: tuple[ProcessSpec, ...]
+    supervisor: Supervisor
+    store: StoreClient
+    clock: SystemClock
+    embedding: Embedding
+
+    def gateways(self) -> list[Gateway]:
+        """Return where clients shake."""
+        return [
+            Gateway(spec.zone, self.settings.listen, spec.ports["public"])
+            for spec in self.specs
+            if spec.role == "access"
+        ]
+
+    def of(self, *, role: str = "", zone: str = "") -> list[ProcessSpec]:
+        """Return the processes of a role, of a zone, or of both."""
+        return [
+            spec
+            for spec in self.specs
+            if (not role or spec.role == role) and (not zone or spec.zone == zone)
+        ]
+
+
+def prepare_run(settings: UpSettings, step: Step) -> tuple[RunDir, Campaign, Prepared]:
+    """Do all that needs no process: keys, mint, verify. Raises Rejected."""
+    run = RunDir(settings.run_dir)
+    campaign = require_campaign(settings.campaign)
+    return run, campaign, prepare(run, settings, campaign, step)
+
+
+@contextlib.asynccontextmanager
+async def rain(
+    settings: UpSettings,
+    run: RunDir,
+    campaign: Campaign,
+    prepared: Prepared,
+    timeline: Timeline,
+    environ: Mapping[str, str] | None = None,
+) -> AsyncIterator[Rain]:
+    """Start every role, ready when entered; drain in order when left.
+
+    `environ` is added to every process's environment (fault injection in tests).
+    """
+    clock = SystemClock()
+    run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
+    specs = _known_specs(run, settings) or plan_processes(settings)
+    run.write_specs(settings, specs)
+    store = StoreClient(run.socket, run.store)
+    embedding = find_embedding()
+
+    async def environment(spec: ProcessSpec) -> Mapping[str, str]:
+        secrets = await _pod_secrets(store, prepared.token_root, spec) if spec.pod else {}
+        return {**(environ or {}), **secrets}
+
+    async def ready(spec: ProcessSpec) -> bool:
+        return await _is_ready(run, spec, embedding)
+
+    async def drain(spec: ProcessSpec) -> None:
+        if embedding.library and "admin" in spec.ports:
+            await _drain_envoy(run, spec)
+
+    supervisor = Supervisor(
+        run, environ=environment, ready=ready, drain=drain, monotonic_s=clock.monotonic_s
+    )
+    up = Rain(run, settings, campaign, timeline, tuple(specs), supervisor, store, clock, embedding)
+    pods = access_pods(specs)
+    placement = None
+    try:
+        await supervisor.start(up.of(role="store"))
+        await deploy_documents(
+            store,
+            campaign.campaign,
+            timeline,
+            prepared.active_scheme_number,
+            prepared.plans,
+            pods,
+        )
+        await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
+        await supervisor.start(up.of(role="access"))
+        placement = asyncio.create_task(
+            keep_placement(store, campaign.campaign, pods, clock.wall_ms)
+        )
+        yield up
+    finally:
+        if placement is not None:
+            placement.cancel()
+        # Upstream first: a gateway stops taking shakes, then opens end, then they are credited.
+        for role in ("access", "redeem", "settle", "store"):
+            await supervisor.drain(up.of(role=role))
+        await store.close()
+
+
+def _known_specs(run: RunDir, settings: UpSettings) -> list[ProcessSpec] | None:
+    """Return the processes of an earlier start with the same settings: pods keep their numbers."""
+    try:
+        known, specs = run.read_specs()
+    except NotFound:
+        return None
+    return specs if known == settings else None
+
+
+async def _pod_secrets(
+    store: StoreClient, token_root: bytes, spec: ProcessSpec
+) -> Mapping[str, str]:
+    """Raise the pod's epoch and derive its binding key: all it may know of the token root."""
+    key = f"pods/{spec.pod}/epoch"
+    for _ in range(EPOCH_TRIES_MAX):
+        known = await store.read(key)
+        epoch = int(known.value or b"0") + 1
+        if await store.compare_and_put(key, str(epoch).encode(), revision=known.revision):
+            secret = binding_key(token_root, spec.pod, epoch)
+            return {BINDING_KEY_VARIABLE: secret.hex(), POD_EPOCH_VARIABLE: str(epoch)}
+    raise Transient(f"{key} keeps changing: is another supervisor running?")
+
+
+async def _is_ready(run: RunDir, spec: ProcessSpec, embedding: Embedding) -> bool:
+    """Say whether a process serves: Envoy by its admin, the others by their metrics port."""
+    if spec.role == "store":
+        return await _listens(str(run.socket))
+    if embedding.library and "admin" in spec.ports:
+        admin = EnvoyAdmin(str(run.path / "sock" / f"{spec.process}.admin"))
+        try:
+            return await admin.is_ready()
+        finally:
+            await admin.close()
+    return await _listens(spec.ports["metrics"])
+
+
+async def _listens(where: str | int) -> bool:
+    try:
+        if isinstance(where, str):
+            _, writer = await asyncio.open_unix_connection(where)
+        else:
+            _, writer = await asyncio.open_connection("127.0.0.1", where)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _drain_envoy(run: RunDir, spec: ProcessSpec) -> None:
+    admin = EnvoyAdmin(str(run.path / "sock" / f"{spec.process}.admin"))
+    try:
+        await admin.drain(DRAIN_TIMES)
+    except Transient:
+        return  # it died before it could drain: SIGTERM comes next
+    finally:
+        await admin.close()
