@@ -157,6 +157,11 @@ def check_value(spec: SwitchSpec, value: object) -> SwitchValue:
     raise _not_allowed(spec, value)
 
 
+def show_value(value: SwitchValue) -> str:
+    """Return a value as people type it."""
+    return ("on" if value else "off") if isinstance(value, bool) else f"{value:g}"
+
+
 def check_text(field: str, text: str) -> str:
     """Return who or why, trimmed. Raises Rejected when it is empty or too long."""
     text = text.strip()
@@ -226,7 +231,7 @@ class SwitchBoard:
 def catalogue_page() -> str:
     """Return docs/switches.md."""
     rows = [
-        f"| {rank} | `{spec.name}` | {spec.allowed} | {_shown(spec.default)} | {spec.role} "
+        f"| {rank} | `{spec.name}` | {spec.allowed} | {show_value(spec.default)} | {spec.role} "
         f"| {spec.effect} |"
         for rank, spec in enumerate(CATALOGUE, 1)
     ]
@@ -258,7 +263,3 @@ _PAGE_FOOT: Final = (
 
 def _not_allowed(spec: SwitchSpec, value: object) -> Rejected:
     return Rejected(f"switch {spec.name}: {value!r} is not {spec.allowed}", field="value")
-
-
-def _shown(value: SwitchValue) -> str:
-    return ("on" if value else "off") if isinstance(value, bool) else f"{value:g}"
