@@ -1,0 +1,134 @@
+"""Owns the loop that settles one claims shard: read, fetch the rules, post. Refuses to decide.
+
+Postings run in a thread, so that leases are renewed while a database waits for its disk.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+
+from hongbao.domain.errors import Fenced, Transient
+from hongbao.settle.payout import Payout
+from hongbao.settle.rules import Rules
+from hongbao.settle.settler import Settled, Settler, cut_posting
+from hongbao.shards.block import Block, ShardKey
+from hongbao.shards.ports import LogStore
+from hongbao.shards.replay import PAGE_BLOCKS, applied_end, read_blocks
+
+PLANE: Final = "claims"
+READ_AHEAD_BLOCKS: Final = 256
+RETRY_S_MAX: Final = 2.0
+
+log = structlog.get_logger()
+
+Offload = Callable[..., Awaitable[Any]]
+"""Runs a blocking call elsewhere; the simulation runs it at once."""
+
+
+class Counts(Protocol):
+    """Counts what settlement does, for metrics."""
+
+    def settled(self, shard: int, settled: Settled, lag_blocks: int) -> None: ...
+
+    def paid_out(self, shard: int, answer: str, transfers: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class SettleTiming:
+    """Bounds the waits of the loop."""
+
+    poll_s: float = 0.1
+    """Wait when there is nothing to settle: part of the credit latency."""
+    retry_s: float = 0.2
+    """First back-off after a store or database error; doubles up to RETRY_S_MAX."""
+
+
+class Settlement:
+    """Settles one claims shard until it is cancelled."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        settler: Settler,
+        rules: Rules,
+        *,
+        payout: Payout | None = None,
+        paused: Callable[[], Awaitable[bool]],
+        counts: Counts | None = None,
+        timing: SettleTiming | None = None,
+        offload: Offload = asyncio.to_thread,
+    ) -> None:
+        """`paused` tells whether the switch settle_pause is on; `payout` pays pending transfers."""
+        self._store = store
+        self._settler = settler
+        self._rules = rules
+        self._payout = payout
+        self._paused = paused
+        self._counts = counts
+        self._timing = timing or SettleTiming()
+        self._offload = offload
+        self._key = ShardKey(PLANE, settler.shard)
+        self.lag_blocks = 0
+        """Applied blocks behind the position when the log was last read, at most READ_AHEAD."""
+
+    async def run(self) -> None:
+        """Settle and pay for ever. Raises Corrupt: the log or the ledger contradicts itself."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._forever(self.step))
+            if self._payout is not None:
+                group.create_task(self._forever(self.pay))
+
+    async def step(self) -> bool:
+        """Settle one posting; False when there was nothing."""
+        position = await self._offload(self._settler.position)
+        blocks, end = await self._read(position)
+        self.lag_blocks = end - position
+        if not blocks:
+            return False
+        book = await self._rules.book()  # after the blocks: see settle.rules
+        settled: Settled = await self._offload(self._settler.settle, blocks, book)
+        self.lag_blocks -= settled.blocks
+        if settled.quarantined:
+            log.error("claims_quarantined", shard=str(self._key), claims=settled.quarantined)
+        if self._counts is not None:
+            self._counts.settled(self._settler.shard, settled, self.lag_blocks)
+        return True
+
+    async def pay(self) -> bool:
+        """Pay some pending transfers; False when there were none or all must wait."""
+        assert self._payout is not None
+        done = await self._payout.step()
+        if self._counts is not None and done.calls:
+            for answer in ("paid", "existed", "refused", "deferred"):
+                self._counts.paid_out(self._settler.shard, answer, getattr(done, answer))
+        return done.calls > done.deferred
+
+    async def _read(self, position: int) -> tuple[list[Block], int]:
+        """Return blocks for one posting, and the end of what is applied."""
+        end = await applied_end(self._store, self._key, position, limit=READ_AHEAD_BLOCKS)
+        blocks: list[Block] = []
+        while position < end:
+            page = await read_blocks(self._store, self._key, position, end, limit=PAGE_BLOCKS)
+            blocks += page
+            position += len(page)
+            if not page or len(cut_posting(blocks)) < len(blocks):
+                break
+        return list(cut_posting(blocks)), end
+
+    async def _forever(self, work: Callable[[], Awaitable[bool]]) -> None:
+        retry_s = self._timing.retry_s
+        while True:
+            try:
+                if await self._paused() or not await work():
+                    await asyncio.sleep(self._timing.poll_s)
+                retry_s = self._timing.retry_s
+            except Fenced as error:  # another process settles too: go on where the ledger stands
+                log.warning("settle_overtaken", shard=str(self._key), reason=str(error))
+                await asyncio.sleep(retry_s)
+            except Transient as error:
+                log.warning("settle_failed", shard=str(self._key), reason=str(error))
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
