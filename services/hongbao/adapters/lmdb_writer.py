@@ -10,6 +10,7 @@ import asyncio
 import queue
 import threading
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,7 +111,7 @@ class LmdbWriter:
             if done.done():
                 continue
             if isinstance(outcomes, HongbaoError):
-                done.set_exception(type(outcomes)(str(outcomes)))
+                done.set_exception(copy(outcomes))
             else:
                 done.set_result(outcomes[index])
 

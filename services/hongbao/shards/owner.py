@@ -157,6 +157,10 @@ class Owner:
         Raises Overloaded (queue full, nothing done), Fenced (not the owner any more, surely not
         done), Ambiguous (the outcome is unknown), Rejected (by the machine, nothing done).
         """
+        return await self.enqueue(operation)
+
+    def enqueue(self, operation: bytes) -> asyncio.Future[bytes]:
+        """Queue an operation; the future ends as `submit` does. Raises Overloaded or Fenced."""
         if self._error is not None or self._draining:
             raise self._refusal()
         if len(self._waiting) + len(self._looking) >= self._limits.queue_operations_max:
@@ -164,7 +168,7 @@ class Owner:
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, done))
         self._wake.set()
-        return await done
+        return done
 
     @property
     def waiting_operations(self) -> int:

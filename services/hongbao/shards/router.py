@@ -1,0 +1,170 @@
+"""Owns finding the owner of a shard and carrying operations to it, in this process or another."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Final, Protocol
+
+from hongbao.domain.errors import Fenced, HongbaoError, Overloaded, Rejected, Transient
+from hongbao.shards.host import Member
+from hongbao.shards.owner import Owner
+from hongbao.shards.ports import Coordination, Versioned
+
+NO_OWNER_RETRY_S: Final = 0.3
+CALL_OPERATIONS_MAX: Final = 512
+"""Operations in one call to a peer."""
+PEER_CALLS_MAX: Final = 2
+"""Calls under way per shard at a peer; what arrives meanwhile shares the next one."""
+PEER_WAITING_MAX: Final = 4096
+
+Outcome = bytes | HongbaoError
+FindOwner = Callable[[str, int], Owner | None]
+
+
+class Peers(Protocol):
+    """Carries operations to other processes."""
+
+    async def submit(
+        self, address: str, plane: str, shard: int, operations: Sequence[bytes]
+    ) -> Sequence[Outcome]:
+        """Return one outcome per operation, in order.
+
+        Raises Fenced when the process at the address does not own the shard (nothing done),
+        Ambiguous when the call itself failed.
+        """
+
+
+async def submit_all(owner: Owner, operations: Sequence[bytes]) -> list[Outcome]:
+    """Submit operations to an owner in this process and wait for all of their outcomes."""
+    outcomes: list[Outcome | asyncio.Future[bytes]] = []
+    for operation in operations:
+        try:
+            outcomes.append(owner.enqueue(operation))
+        except HongbaoError as error:
+            outcomes.append(error)
+    waits = [outcome for outcome in outcomes if isinstance(outcome, asyncio.Future)]
+    results = iter(await asyncio.gather(*waits, return_exceptions=True))
+    ended = [
+        next(results) if isinstance(outcome, asyncio.Future) else outcome for outcome in outcomes
+    ]
+    return [_domain_outcome(outcome) for outcome in ended]
+
+
+def _domain_outcome(outcome: object) -> Outcome:
+    if isinstance(outcome, bytes | HongbaoError):
+        return outcome
+    assert isinstance(outcome, BaseException)
+    raise outcome
+
+
+class ShardRouter:
+    """Submits operations to whoever owns their shard, and once more to whoever owns it then."""
+
+    def __init__(self, coordination: Coordination, find_owner: FindOwner, peers: Peers) -> None:
+        self._coordination = coordination
+        self._find_owner = find_owner
+        self._peers = peers
+        self._addresses: dict[tuple[str, int], str] = {}
+        self._queues: dict[tuple[str, str, int], _PeerQueue] = {}
+
+    async def submit(self, plane: str, shard: int, operation: bytes) -> bytes:
+        """Return the operation's result from its owner, durable.
+
+        Raises Transient (nobody owns the shard now, or overloaded: nothing done), Ambiguous
+        (the outcome is unknown) or Rejected.
+        """
+        try:
+            return await self._submit_once(plane, shard, operation)
+        except Fenced:  # surely not done: the shard has moved
+            self._addresses.pop((plane, shard), None)
+        try:
+            return await self._submit_once(plane, shard, operation)
+        except Fenced as error:
+            self._addresses.pop((plane, shard), None)
+            raise Transient(str(error), retry_after_s=NO_OWNER_RETRY_S) from None
+
+    async def follow(self, plane: str) -> None:
+        """Learn for ever where shards go, so that a paused owner is left before a call fails.
+
+        Without it the router finds out from the calls themselves.
+        """
+        prefix = f"lease/{plane}/"
+        while True:
+            facts = await self._coordination.read_prefix("")
+            after = max((fact.revision for fact in facts), default=0)
+            for fact in facts:
+                if fact.key.startswith(prefix):
+                    self._learn(plane, fact)
+            try:
+                async for fact in self._coordination.watch(prefix, after_revision=after):
+                    self._learn(plane, fact)
+            except Rejected:  # too far behind: read again
+                await asyncio.sleep(NO_OWNER_RETRY_S)
+
+    def _learn(self, plane: str, fact: Versioned) -> None:
+        shard = int(fact.key.rpartition("/")[2])
+        if fact.value:
+            self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+        else:
+            self._addresses.pop((plane, shard), None)
+
+    async def _submit_once(self, plane: str, shard: int, operation: bytes) -> bytes:
+        owner = self._find_owner(plane, shard)
+        if owner is not None:
+            return await owner.submit(operation)
+        address = await self._address_of(plane, shard)
+        queue = self._queues.get((address, plane, shard))
+        if queue is None:
+            queue = _PeerQueue(self._peers, address, plane, shard)
+            self._queues[(address, plane, shard)] = queue
+        return await queue.submit(operation)
+
+    async def _address_of(self, plane: str, shard: int) -> str:
+        address = self._addresses.get((plane, shard))
+        if address is None:
+            fact = await self._coordination.read(f"lease/{plane}/{shard}")
+            if not fact.value:
+                raise Transient(
+                    f"{plane}/{shard}: nobody owns it now", retry_after_s=NO_OWNER_RETRY_S
+                )
+            address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+        return address
+
+
+class _PeerQueue:
+    """Gathers the operations for one shard at one address into few calls."""
+
+    def __init__(self, peers: Peers, address: str, plane: str, shard: int) -> None:
+        self._peers = peers
+        self._target = (address, plane, shard)
+        self._waiting: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
+        self._senders: set[asyncio.Task[None]] = set()
+
+    async def submit(self, operation: bytes) -> bytes:
+        if len(self._waiting) >= PEER_WAITING_MAX:
+            raise Overloaded(f"{self._target}: {len(self._waiting)} operations wait")
+        done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._waiting.append((operation, done))
+        if len(self._senders) < PEER_CALLS_MAX:
+            sender = asyncio.ensure_future(self._send_waiting())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await done
+
+    async def _send_waiting(self) -> None:
+        while self._waiting:
+            size = min(len(self._waiting), CALL_OPERATIONS_MAX)
+            batch = [self._waiting.popleft() for _ in range(size)]
+            outcomes: Sequence[Outcome]
+            try:
+                outcomes = await self._peers.submit(*self._target, [item for item, _ in batch])
+            except HongbaoError as error:
+                outcomes = [error] * len(batch)
+            for (_, done), outcome in zip(batch, outcomes, strict=True):
+                if done.done():
+                    continue
+                if isinstance(outcome, HongbaoError):
+                    done.set_exception(copy(outcome))
+                else:
+                    done.set_result(outcome)
