@@ -37,6 +37,9 @@ class AccessLimits:
     cursor_entries_max: int = 1 << 20
     """Entries of one file's cursor log that a take-over reads; beyond, the file is refused."""
 
+    take_over_timeout_s: float = 30.0
+    """How long reading one cursor log may take."""
+
     cursor_page: int = 1000
     """Entries read at once in a take-over."""
 
@@ -49,8 +52,11 @@ class AccessLimits:
     refetch_s: float = 5.0
     """Pause before a refused or missing ticket file is fetched again."""
 
-    open_ahead_ms: int = 1000
-    """Windows of a slot's files are reserved this long before it opens."""
+    open_ahead_ms: int = 250
+    """Windows of a slot's files are reserved this long before it opens.
+
+    Shorter than placement's lead, within which files move no more: a move leaves no residue.
+    """
 
     pass_ms: int = 200
     """Longest time between two looks at the clock, for slots that open and switches that end."""
