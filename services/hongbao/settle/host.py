@@ -1,7 +1,8 @@
 """Owns which claims shards this process settles: leases, fair shares, one task a shard.
 
 Correctness rests on the ledger's transactions; leases only keep two processes from doing the
-same work. While others live a process takes its share, alone it takes all.
+same work. While others live a process takes its share, alone it takes all. Refuses to hold the
+`member/<process>` lease by which they are counted: every process of a run does that alike.
 """
 
 import asyncio
@@ -57,7 +58,6 @@ class SettleHost:
         self._shards = sorted(set(shards))
         self._settlement_of = settlement_of
         self._monotonic_s = monotonic_s
-        self._presence: HeldLease | None = None
         self._held: dict[int, tuple[HeldLease, asyncio.Task[None]]] = {}
         self._not_before: dict[int, float] = {}  # shards that stopped as Corrupt here
 
@@ -80,12 +80,10 @@ class SettleHost:
 
     async def balance(self) -> None:
         """Give up what is lost or too much, then take what is free, up to the fair share."""
-        if self._presence is None or not await self._presence.renew():
-            self._presence = await self._acquire(f"member/{self._member.process}")
         for shard, (lease, task) in list(self._held.items()):
             if task.done() or not await lease.renew():
                 await self._drop(shard)
-        share = math.ceil(len(self._shards) / max(1, await self._members()))
+        share = math.ceil(len(self._shards) / (1 + await self._others()))
         for shard in self.held_shards[share:]:
             await self._drop(shard)
         for shard in self._shards:
@@ -94,12 +92,9 @@ class SettleHost:
             await self._take(shard)
 
     async def stop(self) -> None:
-        """Stop all shards and release every lease."""
+        """Stop all shards and release their leases."""
         for shard in self.held_shards:
             await self._drop(shard)
-        if self._presence is not None:
-            await self._presence.release()
-            self._presence = None
 
     async def _take(self, shard: int) -> None:
         if shard in self._held or self._monotonic_s() < self._not_before.get(shard, 0.0):
@@ -135,7 +130,11 @@ class SettleHost:
             monotonic_s=self._monotonic_s,
         )
 
-    async def _members(self) -> int:
-        """Count the living settle processes."""
+    async def _others(self) -> int:
+        """Count the other living settle processes by their `member/<process>` leases."""
         found = await self._coordination.read_prefix("lease/member/")
-        return sum(json.loads(one.value).get("role") == ROLE for one in found if one.value)
+        members = [json.loads(one.value) for one in found if one.value]
+        return sum(
+            one.get("role") == ROLE and one.get("process") != self._member.process
+            for one in members
+        )
