@@ -73,9 +73,7 @@ class GatewayPool:
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
-        for wires in self._live:
-            for wire in list(wires):
-                wire.close()
+        await asyncio.sleep(0)  # lets the closed transports say so
 
     def pick(self, home: int) -> Wire | None:
         """Return a live connection, nearest to the home gateway first; None if there is none."""
@@ -120,6 +118,7 @@ class GatewayPool:
                 await lost.wait()
             finally:
                 live.remove(wire)
+                wire.close()
             if loop.time() - connected_at > _RECONNECT_S_MAX:
                 wait_s = _RECONNECT_S_MIN
             else:
