@@ -65,3 +65,40 @@ def build_key_lists(deny: Sequence[int], allow: Sequence[int] | None) -> KeyList
 def pack_key_lists(lists: KeyLists) -> bytes:
     allow = None if lists.allow is None else sorted(lists.allow)
     return json.dumps({"deny": sorted(lists.deny), "allow": allow}, sort_keys=True).encode("ascii")
+
+
+def deny_keys(lists: KeyLists, key_ids: Sequence[int]) -> KeyLists:
+    """Put keys on the deny list; they leave the allow list."""
+    denied = lists.deny | set(key_ids)
+    allowed = None if lists.allow is None else sorted(lists.allow - denied)
+    return build_key_lists(sorted(denied), allowed)
+
+
+def allow_keys(lists: KeyLists, key_ids: Sequence[int], *, only: bool = False) -> KeyLists:
+    """Take keys off the deny list and put them on the allow list, where there is one.
+
+    With `only` they become the whole allow list; without key ids the allow list is dropped.
+    """
+    if not key_ids:
+        return KeyLists(lists.deny, None)
+    denied = sorted(lists.deny - set(key_ids))
+    if only:
+        return build_key_lists(denied, sorted(set(key_ids)))
+    return build_key_lists(
+        denied, None if lists.allow is None else sorted(lists.allow | set(key_ids))
+    )
+
+
+def parse_key_ids(texts: Sequence[str]) -> list[KeyId]:
+    """Parse ids and ranges such as 7 and 20-30, as people write them. Raises Rejected."""
+    ids: list[KeyId] = []
+    for text in texts:
+        first, dash, last = text.partition("-")
+        parts = (first, last) if dash else (first,)
+        if not all(part.isascii() and part.isdigit() and len(part) <= 4 for part in parts):
+            raise Rejected(f"{text!r} is neither a key id nor a range such as 20-30", field="KEY")
+        start, end = int(first), int(last or first)
+        if not 1 <= start <= end <= KEY_ID_MAX:
+            raise Rejected(f"{text!r} is not within 1 to {KEY_ID_MAX}", field="KEY")
+        ids += map(KeyId, range(start, end + 1))
+    return sorted(set(ids))

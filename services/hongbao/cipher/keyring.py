@@ -156,13 +156,7 @@ def write_keyring(
 
 def read_keyring(path: Path, passphrase: str) -> Keyring:
     """Read and check a key file. Raises NotFound or Rejected; says nothing of any secret."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(KEY_FILE_BYTES_MAX + 1)
-    except FileNotFoundError as error:
-        raise NotFound(f"{path}: there is no such key file") from error
-    if len(data) > KEY_FILE_BYTES_MAX:
-        raise Rejected(f"{path}: longer than {KEY_FILE_BYTES_MAX} bytes")
+    data = _read_limited(path)
     try:
         head = json.loads(data, object_pairs_hook=_unrepeated)
         if head["format"] != FORMAT:
@@ -178,6 +172,28 @@ def read_keyring(path: Path, passphrase: str) -> Keyring:
         raise Rejected(f"{path}: not a well-formed key file") from None
     check_keyring(keyring)
     return keyring
+
+
+def read_public_key(path: Path) -> bytes:
+    """Return the verify key that a key file states; without the passphrase nobody vouches for it.
+
+    Raises NotFound or Rejected.
+    """
+    try:
+        return bytes.fromhex(json.loads(_read_limited(path))["verify_key"])
+    except (KeyError, TypeError, ValueError):
+        raise Rejected(f"{path}: not a well-formed key file") from None
+
+
+def _read_limited(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(KEY_FILE_BYTES_MAX + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"{path}: there is no such key file") from error
+    if len(data) > KEY_FILE_BYTES_MAX:
+        raise Rejected(f"{path}: longer than {KEY_FILE_BYTES_MAX} bytes")
+    return data
 
 
 def _secrets(keyring: Keyring) -> bytes:

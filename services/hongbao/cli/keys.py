@@ -1,0 +1,211 @@
+"""Is `hongbao keys`: draw the secrets of a campaign, list its ticket keys, deny and allow them.
+
+Exit codes: 0 done, 2 refused, 75 somebody else changed the lists at the same time.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hongbao.cipher.key_lists import (
+    KeyLists,
+    allow_keys,
+    deny_keys,
+    document_name,
+    pack_key_lists,
+    parse_key_ids,
+    parse_key_lists,
+)
+from hongbao.cipher.keyring import ROLE_SECRETS, new_keyring, read_public_key, write_keyring
+from hongbao.cli import minting
+from hongbao.cli.campaign_input import require_campaign
+from hongbao.domain.errors import Transient
+from hongbao.domain.ids import KeyId
+from hongbao.domain.manifest import Manifest, parse_manifest
+from hongbao.domain.money import format_yuan
+from hongbao.domain.ticket import KEY_ID_MAX
+
+TRIES_MAX = 5
+
+Run = Annotated[Path, typer.Option(help="The folder of the run to talk to.")]
+KeyIds = Annotated[list[str], typer.Argument(metavar="KEY...", help="Key ids: 7, or 20-30.")]
+
+app = typer.Typer(
+    name="keys",
+    help="Draw a campaign's secrets; list, deny and allow its ticket keys.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@app.command()
+def new(
+    file: minting.CampaignFile,
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the key files go.")],
+    passphrase: minting.Passphrase,
+    count: Annotated[
+        int, typer.Option(min=1, max=KEY_ID_MAX, help="Ticket keys; spare ones serve edits.")
+    ] = KEY_ID_MAX,
+) -> None:
+    """Draw new secrets and write one encrypted key file per role. Never overwrites one.
+
+    mint.keys signs and enciphers, redeem.keys deciphers, access.keys only knows sessions;
+    verify.pub is public and checks signatures.
+
+    Examples:
+
+        hongbao keys new examples/new-year keys
+
+        HONGBAO_KEYS_PASSPHRASE="$(pass show hongbao)" hongbao keys new my/campaign.yaml keys
+    """
+    campaign = require_campaign(file).campaign
+    keyring = new_keyring(campaign, map(KeyId, range(1, count + 1)), os.urandom)
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for role in ROLE_SECRETS:
+        write_keyring(out / f"{role}.keys", keyring.for_role(role), passphrase)
+    (out / "verify.pub").write_text(keyring.verify_key.hex() + "\n")
+    typer.echo(f"{count} ticket keys of {campaign} in {out}")
+
+
+@app.command("list")
+def list_keys(
+    run: Run = Path("out/run"),
+    slot: Annotated[int | None, typer.Option(min=1, help="Only keys of this slot.")] = None,
+    denied: Annotated[bool, typer.Option("--denied", help="Only keys that may not open.")] = False,
+    as_json: minting.AsJson = False,
+) -> None:
+    """List the ticket keys in use: what each guards, and whether it may be opened.
+
+    Examples:
+
+        hongbao keys list --slot 3
+
+        hongbao keys list --denied --json | jq '.keys[].key_id'
+    """
+    rows, lists = asyncio.run(_read_run(run))
+    rows = [row for row in rows if slot in (None, row.slot) and not (denied and row.permitted)]
+    if as_json:
+        document = json.loads(pack_key_lists(lists)) | {"keys": [asdict(row) for row in rows]}
+        typer.echo(json.dumps(document, indent=2))
+        return
+    table = Table("key", "plan", "slot", "sponsor", "packets", "yuan", "may open")
+    for row in rows:
+        cells = (row.key_id, row.scheme_number, row.slot, row.sponsor, row.packets)
+        may_open = "yes" if row.permitted else "[red]no[/]"
+        table.add_row(*map(str, cells), format_yuan(row.fen), may_open)
+    Console().print(table)
+
+
+@app.command()
+def deny(key: KeyIds, run: Run = Path("out/run")) -> None:
+    """Stop every opening with these keys, at once and on every process.
+
+    Examples:
+
+        hongbao keys deny 7
+
+        hongbao keys deny 20-30 41 --run out/run
+    """
+    ids = parse_key_ids(key)
+    _show_lists(asyncio.run(_change(run, lambda lists: deny_keys(lists, ids))))
+
+
+@app.command()
+def allow(
+    key: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY...]", help="Key ids: 7, or 20-30.")
+    ] = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="Allow these keys and no others from now on.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Drop the allow list; denied keys stay denied.")
+    ] = False,
+    run: Run = Path("out/run"),
+) -> None:
+    """Take keys off the deny list (and put them on the allow list where there is one).
+
+    Examples:
+
+        hongbao keys allow 7
+
+        hongbao keys allow --only 1-160
+
+        hongbao keys allow --all
+    """
+    if every == bool(key) or (every and only):
+        raise typer.BadParameter("name keys, or say --all")
+    ids = parse_key_ids(key or [])
+    _show_lists(asyncio.run(_change(run, lambda lists: allow_keys(lists, ids, only=only))))
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyRow:
+    key_id: int
+    scheme_number: int
+    slot: int
+    sponsor: int
+    packets: int
+    fen: int
+    permitted: bool
+
+
+async def _read_run(run: Path) -> tuple[list[_KeyRow], KeyLists]:
+    from hongbao.cli import stores
+
+    async with stores.open_stores(run) as opened:
+        campaign = opened.campaign.campaign
+        lists = parse_key_lists((await opened.coordination.read(document_name(campaign))).value)
+        verify_key = read_public_key(opened.run.keys / "access.keys")
+        rows: list[_KeyRow] = []
+        for name in await opened.objects.names(campaign):
+            if name.endswith("/manifest.json"):
+                signature = await opened.objects.get(name.removesuffix("json") + "sig")
+                data = await opened.objects.get(name)
+                rows += _rows(parse_manifest(data, signature, verify_key), lists)
+    return sorted(rows, key=lambda row: row.key_id), lists
+
+
+def _rows(manifest: Manifest, lists: KeyLists) -> list[_KeyRow]:
+    batches = {key_id: batch for batch in manifest.batches for key_id in batch.key_ids}
+    return [
+        _KeyRow(
+            key_id=use.key_id,
+            scheme_number=manifest.scheme_number,
+            slot=batches[use.key_id].slot,
+            sponsor=batches[use.key_id].sponsor,
+            packets=use.packets,
+            fen=use.fen,
+            permitted=lists.permits(use.key_id),
+        )
+        for use in manifest.keys
+    ]
+
+
+async def _change(run: Path, edit: Callable[[KeyLists], KeyLists]) -> KeyLists:
+    """Edit the lists by compare and put, so that no other edit is lost."""
+    from hongbao.cli import stores
+
+    async with stores.open_stores(run) as opened:
+        name = document_name(opened.campaign.campaign)
+        for _ in range(TRIES_MAX):
+            found = await opened.coordination.read(name)
+            lists = edit(parse_key_lists(found.value))
+            packed = pack_key_lists(lists)
+            if await opened.coordination.compare_and_put(name, packed, revision=found.revision):
+                return lists
+    raise Transient(f"{name}: changed by others {TRIES_MAX} times in a row")
+
+
+def _show_lists(lists: KeyLists) -> None:
+    denied = " ".join(map(str, sorted(lists.deny))) or "none"
+    allowed = "all others" if lists.allow is None else " ".join(map(str, sorted(lists.allow)))
+    typer.echo(f"denied: {denied}; allowed: {allowed}")
