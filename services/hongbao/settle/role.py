@@ -71,16 +71,20 @@ async def fetch_amounts(
     objects: ObjectStore, manifests: Sequence[Manifest], cache: Path
 ) -> list[tuple[Manifest, Path]]:
     """Bring the amount tables of these schemes to this machine, once each."""
-    cache.mkdir(parents=True, exist_ok=True)
-    found = []
-    for manifest in manifests:
-        path = cache / f"{manifest.amounts.sha256}.bin"
-        if not path.exists():
-            await objects.fetch(manifest.amounts.name, path)
-        found.append((manifest, path))
-    return found
+    schemes, missing = _cached(manifests, cache)
+    for name, path in missing:
+        await objects.fetch(name, path)
+    return schemes
 
 
 def shards_of(manifests: Iterable[Manifest]) -> list[int]:
     """Return the claims shards that the ticket files of these schemes belong to."""
     return sorted({int(file.claims_shard) for one in manifests for file in one.files})
+
+
+def _cached(
+    manifests: Sequence[Manifest], cache: Path
+) -> tuple[list[tuple[Manifest, Path]], list[tuple[str, Path]]]:
+    cache.mkdir(parents=True, exist_ok=True)
+    schemes = [(one, cache / f"{one.amounts.sha256}.bin") for one in manifests]
+    return schemes, [(one.amounts.name, path) for one, path in schemes if not path.exists()]
