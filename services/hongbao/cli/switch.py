@@ -66,7 +66,10 @@ def list_switches(as_json: AsJson = False) -> None:
     if as_json:
         _print_json([_catalogue_row(spec) for spec in CATALOGUE])
         return
-    table = Table("order", "switch", "value", "default", "role", "effect")
+    table = Table("order")
+    table.add_column("switch", no_wrap=True)
+    for column in ("value", "default", "role", "effect"):
+        table.add_column(column)
     for rank, spec in enumerate(CATALOGUE, 1):
         table.add_row(
             str(rank), spec.name, spec.allowed, show_value(spec.default), spec.role, spec.effect

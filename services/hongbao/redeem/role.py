@@ -139,8 +139,8 @@ class RedeemRole:
         """Return whose call it is, for admission by priority."""
         return self._service.user_of(request)
 
-    def new_machine(self) -> ClaimsMachine:
-        """Return the empty state of a claims shard that this process is going to own."""
+    def new_machine(self, _shard: int) -> ClaimsMachine:
+        """Return the empty state of a claims shard, for the ShardHost of this process."""
         return ClaimsMachine(key_allowed=self.facts.key_allowed)
 
     def use_manifests(self, manifests: Sequence[Manifest]) -> None:
