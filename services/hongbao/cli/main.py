@@ -1,11 +1,15 @@
-"""Is the `hongbao` command: one typer application per area, errors rendered once, here."""
+"""Is the `hongbao` command: one area per module, errors rendered once, here."""
 
 import sys
 
 import typer
 
-from hongbao.cli import audit, campaign, fund, keys, load, mint, play, report, role, switch, up, verify
-from hongbao.domain.errors import HongbaoError, NotFound, Rejected, Transient
+from hongbao.cli import campaign, keys, mint, role, switch, up, verify
+from hongbao.cli.load import load
+from hongbao.cli.open import open_packets
+from hongbao.cli.report import report
+from hongbao.cli.shake import shake
+from hongbao.domain.errors import HongbaoError, Rejected, Transient
 
 EXIT_FAILED = 1
 EXIT_REJECTED = 2
@@ -18,6 +22,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+app.add_typer(campaign.app, name="campaign")
+app.command("mint")(mint.mint)
+app.command("verify")(verify.verify)
+app.add_typer(keys.app, name="keys")
+app.command("up")(up.up)
+app.command("shake")(shake)
+app.command("open")(open_packets)
+app.command("load")(load)
+app.command("report")(report)
+app.add_typer(switch.app, name="switch")
+app.command("role", hidden=True)(role.role)
 
 
 def main() -> None:
@@ -27,7 +42,7 @@ def main() -> None:
     except HongbaoError as error:
         where = getattr(error, "field", "")
         typer.echo(f"error: {where + ': ' if where else ''}{error}", err=True)
-        if isinstance(error, Rejected | NotFound):
+        if isinstance(error, Rejected):
             sys.exit(EXIT_REJECTED)
         sys.exit(EXIT_TRY_AGAIN if isinstance(error, Transient) else EXIT_FAILED)
 

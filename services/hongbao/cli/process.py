@@ -1,7 +1,6 @@
 """Owns what every process of a run needs: its spec, stores, logs, membership, metrics."""
 
 import asyncio
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import NotFound, Transient
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
+from hongbao.shards.host import Member
 from hongbao.shards.lease import HeldLease
 
 MEMBER_PAUSE_S = 0.2
@@ -56,18 +56,11 @@ class Process:
         """Return the path of one of this process's Unix sockets."""
         return self.run.path / "sock" / f"{self.name}.{purpose}"
 
-    def member_value(self) -> bytes:
+    def member(self) -> Member:
         """Return what others may know of this process."""
-        fact = {
-            "process": self.name,
-            "role": self.spec.role,
-            "zone": self.spec.zone,
-            "pod": self.spec.pod,
-            "address": f"127.0.0.1:{self.spec.ports['internal']}"
-            if "internal" in self.spec.ports
-            else "",
-        }
-        return json.dumps(fact, sort_keys=True).encode()
+        internal = self.spec.ports.get("internal")
+        address = f"127.0.0.1:{internal}" if internal else ""
+        return Member(self.name, self.spec.zone, address, self.spec.role)
 
 
 def find_process(run_path: Path, name: str) -> Process:
@@ -110,7 +103,7 @@ async def keep_member(process: Process, store: StoreClient) -> None:
                 name,
                 f"{process.name}/{os.getpid()}",
                 ttl_s=process.settings.lease_ttl_s,
-                value=process.member_value(),
+                value=process.member().to_json(),
                 monotonic_s=process.clock.monotonic_s,
             )
             if lease is not None:

@@ -1,0 +1,71 @@
+"""Owns how an access process is put together from its place in a run."""
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hongbao.access.limits import AccessLimits
+from hongbao.access.pod import AccessPod, PodIdentity, PodKeys, PodStores
+from hongbao.adapters.store_client import StoreClient
+from hongbao.cli.prepare import role_keyring
+from hongbao.cli.process import Process, keep_member
+from hongbao.cli.rain import BINDING_KEY_VARIABLE, POD_EPOCH_VARIABLE
+from hongbao.cli.serving import StartedRole
+from hongbao.domain.errors import Rejected
+
+
+async def start_access(process: Process, store: StoreClient) -> StartedRole:
+    """Start the pod; it serves what its orders say once this returns."""
+    campaign = process.campaign
+    pod = AccessPod(
+        PodIdentity(campaign.campaign, process.name, process.spec.pod, _pod_epoch()),
+        _pod_keys(process),
+        PodStores(process.objects(), store, store, process.run.cache(process.name)),
+        wall_ms=process.clock.wall_ms,
+        monotonic_s=process.clock.monotonic_s,
+        limits=replace(AccessLimits(), user_packets_max=campaign.per_user_packets),
+        exposure_weights={one.index: one.exposure_weight for one in campaign.sponsors},
+    )
+    member = asyncio.create_task(keep_member(process, store))
+    await pod.start()
+
+    async def drain() -> None:
+        member.cancel()
+        await pod.drain()
+
+    def counters() -> Mapping[str, int]:
+        counts = pod.counts()
+        outcomes = {f"shakes_{name}": number for name, number in counts.outcomes.items()}
+        return outcomes | {
+            "issued": counts.issued,
+            "shakes_refused": counts.shakes_refused,
+            "residue": counts.residue,
+            "remaining": counts.remaining,
+            "files_here": counts.files_here,
+            "files_active": counts.files_active,
+            "files_refused": counts.files_refused,
+        }
+
+    return StartedRole(pod.methods, drain, counters)
+
+
+def _pod_keys(process: Process) -> PodKeys:
+    keyring = role_keyring(process.run, "access")
+    binding_key = bytes.fromhex(os.environ.pop(BINDING_KEY_VARIABLE, ""))
+    if len(binding_key) != 32:
+        raise Rejected("must be 64 hexadecimal digits", field=BINDING_KEY_VARIABLE)
+    return PodKeys(
+        binding_key=binding_key,
+        session_key=keyring.session_key,
+        verify_key=keyring.verify_key,
+        jwks=json.loads(process.run.jwks.read_bytes()),
+    )
+
+
+def _pod_epoch() -> int:
+    text = os.environ.get(POD_EPOCH_VARIABLE, "")
+    if not text.isdecimal() or int(text) < 1:
+        raise Rejected(f"{text!r} is not a pod epoch", field=POD_EPOCH_VARIABLE)
+    return int(text)

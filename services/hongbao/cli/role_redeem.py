@@ -1,0 +1,74 @@
+"""Owns how a redeem process is put together: opens in front, claims shards behind."""
+
+import asyncio
+import os
+from dataclasses import replace
+
+from hongbao.adapters.store_client import StoreClient
+from hongbao.cli.prepare import role_keyring
+from hongbao.cli.process import Process, read_manifests
+from hongbao.cli.serving import StartedRole
+from hongbao.proto.v1 import redeem_pb2
+from hongbao.redeem.role import RedeemRole, RedeemSecrets
+from hongbao.redeem.service import PLANE
+from hongbao.shards.host import HostLimits, ShardHost
+from hongbao.shards.owner import Owner
+from hongbao.shards.peers import GrpcPeers, add_shards_service
+from hongbao.shards.router import ShardRouter
+from hongbao.transport.dispatcher import Method
+
+NONCE_BYTES = 16
+
+
+async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
+    """Start the role and compete for claims shards."""
+    keyring = role_keyring(process.run, "redeem")
+    campaign = process.campaign.campaign
+    manifests = await read_manifests(process.objects(), campaign, keyring.verify_key)
+    peers = GrpcPeers()
+
+    def find_owner(plane: str, shard: int) -> Owner | None:
+        return host.owner_of(shard) if plane == PLANE else None
+
+    router = ShardRouter(store, find_owner, peers)
+    role = RedeemRole(
+        campaign=campaign,
+        process=process.name,
+        secrets=RedeemSecrets(keyring.ticket_masters, keyring.token_root, keyring.session_key),
+        manifests=manifests,
+        submit=router.submit,
+        coordination=store,
+        wall_ms=process.clock.wall_ms,
+        monotonic_s=process.clock.monotonic_s,
+    )
+    host = ShardHost(
+        store,
+        store,
+        process.member(),
+        PLANE,
+        role.new_machine,
+        range(process.settings.claims_shards),
+        process.clock,
+        lambda: os.urandom(NONCE_BYTES),
+        replace(HostLimits(), lease_ttl_s=process.settings.lease_ttl_s),
+    )
+    await role.start()
+    hosting = asyncio.create_task(host.run())
+
+    async def drain() -> None:
+        await role.drain()
+        await host.stop()
+        hosting.cancel()
+        await peers.close()
+
+    method = Method(
+        "/hongbao.v1.Redeem/Open",
+        redeem_pb2.OpenRequest,
+        redeem_pb2.OpenReply,
+        role.open,
+        priority=0,
+        user_of=role.user_of,
+    )
+    return StartedRole(
+        [method], drain, role.counters, [lambda server: add_shards_service(server, find_owner)]
+    )

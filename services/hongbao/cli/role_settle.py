@@ -1,0 +1,58 @@
+"""Owns how a settle process is put together: readers of the claims log, rules, ledger, sink."""
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hongbao.adapters import sql
+from hongbao.adapters.sql_ledger import SqlLedger
+from hongbao.adapters.webhook import WebhookSink
+from hongbao.cli.prepare import role_keyring
+from hongbao.cli.process import Process, read_manifests
+from hongbao.cli.serving import serve_until_signal
+from hongbao.domain.manifest import Manifest
+from hongbao.settle.host import SettleMember
+from hongbao.settle.metrics import SettleMetrics
+from hongbao.settle.role import SettlePorts, make_host
+from hongbao.transport.metrics import serve_metrics
+
+
+async def run_settle(process: Process) -> None:
+    """Settle the shards that this process gets, until SIGTERM."""
+    campaign = process.campaign.campaign
+    verify_key = role_keyring(process.run, "access").verify_key
+    engine = sql.open_engine(process.run.ledger_url)
+    await asyncio.to_thread(sql.prepare_schema, engine, campaign)
+    ledger = SqlLedger(engine)
+    store = process.open_store()
+
+    async def load_schemes() -> Sequence[tuple[Manifest, Path]]:
+        manifests = await read_manifests(process.objects(), campaign, verify_key)
+        return [(one, process.run.objects / one.amounts.name) for one in manifests]
+
+    async with contextlib.AsyncExitStack() as stack:
+        sink = None
+        if url := process.settings.webhook_url:
+            sink = await stack.enter_async_context(WebhookSink(url, campaign))
+        host = make_host(
+            SettlePorts(store, store, ledger, sink, load_schemes, process.clock),
+            campaign,
+            SettleMember(process.name, process.spec.zone, process.settings.lease_ttl_s),
+            range(process.settings.claims_shards),
+            SettleMetrics(),
+        )
+        settling: list[asyncio.Task[None]] = []
+
+        async def start() -> None:
+            settling.append(asyncio.create_task(host.run()))
+            serve_metrics("127.0.0.1", process.spec.ports["metrics"])
+
+        async def stop() -> None:
+            for task in settling:
+                task.cancel()
+            await asyncio.gather(*settling, return_exceptions=True)
+
+        await serve_until_signal(start, stop)
+    await store.close()
+    engine.dispose()
