@@ -10,8 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import lcm
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
 from hongbao.access.service import Exposure
 from hongbao.domain.assignment import Assignment, Placement
@@ -20,15 +19,13 @@ from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, MintedFile
 from hongbao.domain.timeline import Timeline
 
-_NO_SCHEMES: Final[Mapping[int, int]] = MappingProxyType({})
-
 
 @dataclass(frozen=True, slots=True)
 class Orders:
     """Is the last known good of every document that concerns one pod."""
 
     timeline: Timeline | None = None
-    active: Mapping[int, int] = _NO_SCHEMES  # slot → scheme number
+    active: Mapping[int, int] = field(default_factory=dict)  # slot → scheme number
     assignment: Assignment = field(default_factory=lambda: Assignment({}))
     opens_per_s: float | None = None
     pod_epoch: int = 0
