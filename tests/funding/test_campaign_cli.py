@@ -1,17 +1,13 @@
 """`hongbao campaign`: exit codes, JSON for scripts, problems as editors want them."""
 
 import json
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from hongbao.adapters.memory import MemoryStore
 from hongbao.cli.campaign import app
 from hongbao.cli.campaign_input import load_campaign, require_campaign
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
 from hongbao.domain.errors import Rejected
 from hongbao.domain.yaml_file import FILE_BYTES_MAX
 from typer.testing import CliRunner
@@ -128,37 +124,27 @@ def test_an_edit_against_issued_money_exits_1(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
-    """Stands in for a running store: the command opens it by cli/stores.py."""
-    store = MemoryStore()
-
-    @dataclass(frozen=True)
-    class Stores:
-        coordination: MemoryStore
-
-    @asynccontextmanager
-    async def open_stores(run_dir: Path) -> AsyncIterator[Stores]:
-        yield Stores(store)
-
-    module = ModuleType("hongbao.cli.stores")
-    module.__dict__["open_stores"] = open_stores
-    monkeypatch.setitem(sys.modules, "hongbao.cli.stores", module)
-    monkeypatch.setattr("hongbao.cli.stores", module, raising=False)
-    return store
+def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose processes are down: commands open its embedded store themselves."""
+    path = tmp_path_factory.mktemp("run")
+    RunDir(path).write_specs(UpSettings(campaign=folder / "campaign.yaml"), [])
+    return path
 
 
-def test_activate_switches_slots_in_the_running_store(folder: Path, memory: MemoryStore) -> None:
-    result = run(app, ["activate", str(folder), "main", "--json"])
+def test_activate_switches_slots_in_the_store_of_the_run(folder: Path, run_dir: Path) -> None:
+    at_run = ["--run", str(run_dir)]
+    result = run(app, ["activate", str(folder), "main", "--json", *at_run])
     assert (result.exit_code, json.loads(result.stdout)["active"]) == (0, {"1": 1, "2": 1})
-    result = run(app, ["activate", str(folder), "spare", "--slot", "2"])
+    result = run(app, ["activate", str(folder), "spare", "--slot", "2", *at_run])
     assert result.stdout.splitlines() == ["slot 1: plan 1 (unchanged)", "slot 2: plan 2 (was 1)"]
-    result = run(app, ["activate", str(folder), "2", "--slot", "1", "--json"])
+    result = run(app, ["activate", str(folder), "2", "--slot", "1", "--json", *at_run])
     assert json.loads(result.stdout)["active"] == {"1": 2, "2": 2}
 
 
-def test_activate_exits_1_when_a_slot_has_opened(folder: Path, memory: MemoryStore) -> None:
+def test_activate_exits_1_when_a_slot_has_opened(folder: Path, run_dir: Path) -> None:
     past = CAMPAIGN.replace("2027-", "2016-")
     (folder / "campaign.yaml").write_text(past)
-    result = run(app, ["activate", str(folder), "spare", "--slot", "1", "--json"])
+    slot_1 = ["--slot", "1", "--json", "--run", str(run_dir)]
+    result = run(app, ["activate", str(folder), "spare", *slot_1])
     assert result.exit_code == 1
     assert "it has opened" in json.loads(result.stdout)["problems"][0]["message"]
