@@ -9,12 +9,17 @@ from hongbao.adapters import sql
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
 from hongbao.cli.prepare import role_keyring
-from hongbao.cli.process import Process, read_manifests
+from hongbao.cli.process import Process, keep_member, read_manifests
 from hongbao.cli.serving import serve_until_signal
 from hongbao.domain.manifest import Manifest
-from hongbao.settle.host import SettleMember
+from hongbao.settle.host import SettleHost, SettleMember
 from hongbao.settle.metrics import SettleMetrics
-from hongbao.settle.role import SettlePorts, make_host
+from hongbao.settle.pause import PauseSwitch
+from hongbao.settle.payout import Payout
+from hongbao.settle.ports import TransferState
+from hongbao.settle.rules import Rules
+from hongbao.settle.run import Settlement
+from hongbao.settle.settler import Settler
 from hongbao.transport.metrics import serve_metrics
 
 
@@ -25,7 +30,8 @@ async def run_settle(process: Process) -> None:
     engine = sql.open_engine(process.run.ledger_url)
     await asyncio.to_thread(sql.prepare_schema, engine, campaign)
     ledger = SqlLedger(engine)
-    store = process.open_store()
+    store, metrics = process.open_store(), SettleMetrics()
+    wall_ms = process.clock.wall_ms
 
     async def load_schemes() -> Sequence[tuple[Manifest, Path]]:
         manifests = await read_manifests(process.objects(), campaign, verify_key)
@@ -35,16 +41,34 @@ async def run_settle(process: Process) -> None:
         sink = None
         if url := process.settings.webhook_url:
             sink = await stack.enter_async_context(WebhookSink(url, campaign))
-        host = make_host(
-            SettlePorts(store, store, ledger, sink, load_schemes, process.clock),
-            campaign,
+        rules = Rules(store, campaign, load_schemes)
+        pause = PauseSwitch(store, process.name, wall_ms)
+
+        def settlement_of(shard: int) -> Settlement:
+            state = TransferState.PENDING if sink else TransferState.CREDITED
+            payout = None
+            if sink is not None:
+                payout = Payout(shard, ledger, sink, wall_ms=wall_ms, campaign=campaign)
+            return Settlement(
+                store,
+                Settler(shard, ledger, state=state, wall_ms=wall_ms),
+                rules,
+                payout=payout,
+                paused=pause.paused,
+                counts=metrics,
+            )
+
+        host = SettleHost(
+            store,
             SettleMember(process.name, process.spec.zone, process.settings.lease_ttl_s),
             range(process.settings.claims_shards),
-            SettleMetrics(),
+            settlement_of,
+            process.clock.monotonic_s,
         )
         settling: list[asyncio.Task[None]] = []
 
         async def start() -> None:
+            settling.append(asyncio.create_task(keep_member(process, store)))
             settling.append(asyncio.create_task(host.run()))
             serve_metrics("127.0.0.1", process.spec.ports["metrics"])
 
