@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from hongbao.transport.admission import Admission
 from hongbao.transport.metrics import CallMetrics, MethodCounts
+from hongbao.transport.transcoded import singular_fields
 
 type_of_handler = Callable[[Any], Any]  # message -> message, or an awaitable of one
 
@@ -37,7 +38,9 @@ class Method:
 class Route:
     """Is a method made ready for the hot path."""
 
-    __slots__ = ("counts", "handler", "is_async", "parse", "path", "priority", "user_of")
+    __slots__ = (
+        "counts", "handler", "is_async", "parse", "path", "priority", "singular", "user_of",
+    )  # fmt: skip
 
     def __init__(self, method: Method, counts: MethodCounts) -> None:
         self.path: Final = method.path
@@ -46,6 +49,7 @@ class Route:
         self.is_async: Final = inspect.iscoroutinefunction(method.handler)
         self.priority: Final = method.priority
         self.user_of: Final = method.user_of
+        self.singular: Final = singular_fields(method.request_type)
         self.counts: Final = counts
 
 
@@ -67,24 +71,27 @@ class Dispatcher:
                 raise ValueError(f"{method.path} is served twice")
             self.routes[method.path] = Route(method, self.metrics.method(method.path))
 
-    def answer(self, route: Route, payload: bytes, waited_s: float) -> bytes:
+    def answer(self, route: Route, payload: bytes, waited_s: float, now_s: float) -> bytes:
         """Answer one call of a plain handler; raises what the handler raises.
 
-        `waited_s` is how long the call queued in this process before it came here.
+        `waited_s` is how long the call queued in this process before it came here, `now_s` the
+        monotonic time.
         """
-        request = self.admit(route, payload, waited_s)
+        request = self.admit(route, payload, waited_s, now_s)
         return cast("bytes", route.handler(request).SerializeToString())
 
-    async def answer_async(self, route: Route, payload: bytes, waited_s: float) -> bytes:
+    async def answer_async(
+        self, route: Route, payload: bytes, waited_s: float, now_s: float
+    ) -> bytes:
         """Answer one call of a coroutine handler; raises what the handler raises."""
-        request = self.admit(route, payload, waited_s)
+        request = self.admit(route, payload, waited_s, now_s)
         reply = await cast("Awaitable[Message]", route.handler(request))
         return reply.SerializeToString()
 
-    def admit(self, route: Route, payload: bytes, waited_s: float) -> Message:
+    def admit(self, route: Route, payload: bytes, waited_s: float, now_s: float) -> Message:
         """Parse one request, or shed it (Overloaded) before it costs anything more."""
         admission = self.admission
-        admission.observe(route.priority, waited_s)
+        admission.observe(route.priority, waited_s, now_s)
         request = route.parse(payload)
         if admission.shedding:
             admission.check(route.priority, route.user_of(request) if route.user_of else None)

@@ -35,12 +35,12 @@ class GatewayLimits:
 
     connections_max: int = 20_000
     """Connections at once; further ones are closed unread. 20,000 cost about 400 MiB."""
-    streams_per_connection_max: int = 128
+    streams_per_connection_max: int = 32
     """HTTP/2 calls at once on a connection: the excess waits at the caller, where it is free."""
     header_kib_max: int = 16
     headers_max: int = 64
-    body_bytes_max: int = 64 << 10
-    """Of JSON; the gRPC message in it has its own limit (asgi.CallLimits)."""
+    body_bytes_max: int = 24 << 10
+    """Of anything; the gRPC message in it has its own, lower limit (asgi.CallLimits)."""
     receive_timeout_s: float = 5.0
     """From the first byte of a request to its last one: slow senders are cut off."""
     call_timeout_s: float = 10.0
@@ -126,7 +126,7 @@ def build_listener(config: GatewayConfig) -> Json:
     return {
         "name": "public",
         "address": {"socket_address": address},
-        "per_connection_buffer_limit_bytes": max(config.limits.body_bytes_max, 64 << 10),
+        "per_connection_buffer_limit_bytes": 64 << 10,
         "filter_chains": [chain],
     }
 

@@ -110,9 +110,9 @@ class DispatchHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
             try:
                 if route.is_async:
                     async with asyncio.timeout(deadline_s):
-                        reply = await dispatcher.answer_async(route, payload, 0.0)
+                        reply = await dispatcher.answer_async(route, payload, 0.0, began)
                 else:
-                    reply = dispatcher.answer(route, payload, 0.0)
+                    reply = dispatcher.answer(route, payload, 0.0, began)
             except Exception as error:  # the outermost level of a call
                 return await abort(context, route, error, monotonic() - began)
             route.counts.count(Outcome.OK, monotonic() - began)
