@@ -15,7 +15,7 @@ from hongbao.cipher.encipher import encipher_span
 from hongbao.domain.assignment import AccessPod, plan_assignment
 from hongbao.domain.campaign import Slot
 from hongbao.domain.claim import Claim, parse_claim
-from hongbao.domain.ids import SlotNumber
+from hongbao.domain.ids import KeyId, SlotNumber
 from hongbao.domain.manifest import PacketIndex
 from hongbao.domain.ticket import FILE_RECORDS_AT, RECORD_BYTES, campaign_hash
 from hongbao.domain.timeline import Timeline
@@ -108,10 +108,12 @@ class World:
     async def open(self, claim_token: bytes | None = None, *, user: int = USER) -> OpenReply:
         return await self.role.open(self.request(claim_token, user=user))
 
-    def forged_record(self, amount_fen: int, *, batch: int = 1, offset: int = 0) -> bytes:
+    def forged_record(
+        self, amount_fen: int, *, batch: int = 1, offset: int = 0, key_id: KeyId | None = None
+    ) -> bytes:
         """Return a record as an insider with ticket keys could make it."""
         plan = self.minted.plan.batches[batch - 1]
-        key_id = plan.key_of(offset)
+        key_id = key_id or plan.key_of(offset)
         master = self.minted.keyring.ticket_masters[key_id]
         keys = ticket_keys(master, CAMPAIGN, key_id, plan.slot, plan.sponsor)
         serials = np.array([plan.serial_base + offset], dtype=np.uint64)

@@ -1,0 +1,223 @@
+"""ClaimsMachine against a plain dict, with snapshots, replay and bad bytes (R43, R51, F2-F4)."""
+
+import struct
+from hashlib import shake_256
+
+import hypothesis.strategies as st
+import pytest
+from hongbao.domain.claim import (
+    CLAIM_BYTES,
+    Claim,
+    claim_key,
+    claims_array,
+    pack_claim,
+    parse_claim,
+)
+from hongbao.domain.errors import Corrupt, Rejected
+from hongbao.redeem.machine import FILE_PACKETS_MAX, ClaimOutcome, ClaimsMachine, parse_result
+from hongbao.shards.machine import Answer, Append, Lookup
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+FILE_PACKETS = 5000
+
+
+def claim_of(serial: int, user: int, **changes: int) -> Claim:
+    """Return the claim of a packet: its serial decides all but the user."""
+    file, bit = divmod(serial, FILE_PACKETS)
+    claim = Claim(
+        batch=3,
+        key_id=serial % 7 + 1,
+        slot=1,
+        sponsor=2,
+        pod=4,
+        pod_epoch=5,
+        file=file,
+        bit=bit,
+        amount_fen=100 + serial,
+        serial=serial,
+        user=user,
+        opened_at_ms=1_700_000_000_000,
+    )
+    return claim._replace(**changes)
+
+
+class ClaimsAgainstADict(RuleBasedStateMachine):
+    """Opens packets in any order, between fail-overs of every kind.
+
+    The model is a dict from serial to the winner. The store is what an owner would have written:
+    a log, and derived keys.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.machine = ClaimsMachine()
+        self.winners: dict[int, int] = {}
+        self.log: list[bytes] = []
+        self.derived: dict[bytes, bytes] = {}
+        self.checkpoint: tuple[int, bytes] | None = None
+
+    def submit(self, operation: bytes) -> tuple[int, int]:
+        """Do what an owner does with one operation."""
+        decision = self.machine.decide(operation)
+        if isinstance(decision, Append):
+            self.log.append(decision.entry)
+            self.derived.update(self.machine.derive(decision.entry))
+            return parse_result(decision.result)
+        if isinstance(decision, Answer):
+            return parse_result(decision.result)
+        return parse_result(self.machine.answer(operation, self.derived.get(decision.key)))
+
+    @rule(
+        serial=st.one_of(st.integers(0, 12), st.integers(0, 4 * FILE_PACKETS - 1)),
+        user=st.integers(1, 3),
+    )
+    def open_packet(self, serial: int, user: int) -> None:
+        outcome, amount_fen = self.submit(pack_claim(claim_of(serial, user)))
+        first = serial not in self.winners
+        winner = self.winners.setdefault(serial, user)
+        if first:
+            assert (outcome, amount_fen) == (ClaimOutcome.OPENED, 100 + serial)
+        elif winner == user:
+            assert (outcome, amount_fen) == (ClaimOutcome.REPEATED, 100 + serial)
+        else:
+            assert (outcome, amount_fen) == (ClaimOutcome.ALREADY_OPENED, 0)
+
+    @rule()
+    def take_checkpoint(self) -> None:
+        self.checkpoint = (len(self.log), self.machine.snapshot())
+
+    @rule()
+    def fail_over(self) -> None:
+        """Replay behind the last checkpoint into a new machine; the state must be the same."""
+        before = self.machine.snapshot()
+        replayed, self.machine = 0, ClaimsMachine()
+        if self.checkpoint is not None:
+            replayed, snapshot = self.checkpoint
+            self.machine.restore(snapshot)
+        for entry in self.log[replayed:]:
+            self.machine.apply(entry)
+        assert self.machine.snapshot() == before
+
+    @invariant()
+    def one_claim_per_packet(self) -> None:
+        claims = [parse_claim(entry) for entry in self.log]
+        assert {claim.serial: claim.user for claim in claims} == self.winners
+        assert len(claims) == len(self.winners) == self.machine.opened_count()
+        assert {claim_key(serial) for serial in self.winners} == set(self.derived)
+
+
+TestClaimsAgainstADict = ClaimsAgainstADict.TestCase
+TestClaimsAgainstADict.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+claims = st.builds(
+    Claim,
+    *[st.integers(0, (1 << 16) - 1)] * 5,
+    *[st.integers(0, (1 << 32) - 1)] * 4,
+    *[st.integers(0, (1 << 64) - 1)] * 3,
+)
+
+
+@given(st.lists(claims, max_size=20))
+def test_claims_read_back_one_by_one_and_as_an_array(some: list[Claim]) -> None:
+    entries = [pack_claim(claim) for claim in some]
+    assert [parse_claim(entry) for entry in entries] == some
+    array = claims_array(b"".join(entries))
+    for name in Claim._fields:
+        assert array[name].tolist() == [getattr(claim, name) for claim in some]
+
+
+@given(st.binary(max_size=120))
+def test_bytes_that_are_no_claim_change_nothing(noise: bytes) -> None:
+    machine = ClaimsMachine()
+    if len(noise) == CLAIM_BYTES and noise[:2] == b"\0\1":
+        return
+    with pytest.raises(Rejected):
+        machine.decide(noise)
+    with pytest.raises(Corrupt):
+        machine.apply(noise)
+    with pytest.raises(Corrupt):
+        parse_claim(noise)
+    assert machine.snapshot() == ClaimsMachine().snapshot()
+
+
+@given(serial=st.integers(0, (1 << 36) - 1), other=st.integers(0, (1 << 36) - 1))
+def test_claim_keys_stand_in_the_order_of_serials(serial: int, other: int) -> None:
+    assert (claim_key(serial) < claim_key(other)) == (serial < other)
+
+
+def test_an_array_of_claims_refuses_other_bytes() -> None:
+    entry = pack_claim(claim_of(1, 1))
+    with pytest.raises(Corrupt, match="multiple"):
+        claims_array(entry + b"\0")
+    with pytest.raises(Corrupt, match="version"):
+        claims_array(entry + b"\0\2" + entry[2:])
+
+
+def test_a_packet_past_the_limits_of_a_shard_is_rejected_and_takes_no_memory() -> None:
+    machine = ClaimsMachine()
+    with pytest.raises(Rejected, match="limits"):
+        machine.decide(pack_claim(claim_of(1, 1, bit=FILE_PACKETS_MAX)))
+    assert machine.snapshot() == ClaimsMachine().snapshot()
+
+
+def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:
+    """R51 c: an owner that finds this must not serve the shard."""
+    machine = ClaimsMachine()
+    machine.apply(pack_claim(claim_of(1, 1)))
+    with pytest.raises(Corrupt, match="two claims"):
+        machine.apply(pack_claim(claim_of(1, 2)))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        pack_claim(claim_of(1, 1)._replace(serial=2)),
+        pack_claim(claim_of(1, 1, file=9)),
+        pack_claim(claim_of(1, 1, bit=9)),
+    ],
+)
+def test_a_claim_that_is_missing_or_of_another_packet_contradicts(value: bytes | None) -> None:
+    """Nothing is paid on a contradiction, and the shard goes on."""
+    machine = ClaimsMachine()
+    operation = pack_claim(claim_of(1, 1))
+    machine.decide(operation)
+    assert machine.decide(operation) == Lookup(claim_key(1))
+    assert parse_result(machine.answer(operation, value)) == (ClaimOutcome.CONTRADICTION, 0)
+
+
+def test_a_denied_key_is_refused_before_it_opens_and_replayed_if_it_was_opened() -> None:
+    """F20: the gate refuses operations; it never changes what the log says."""
+    denied: set[int] = set()
+    machine = ClaimsMachine(key_allowed=lambda key_id: key_id not in denied)
+    opened, late = pack_claim(claim_of(7, 1, key_id=300)), pack_claim(claim_of(8, 1, key_id=300))
+    machine.decide(opened)
+    before = machine.snapshot()
+    denied.add(300)
+    decision = machine.decide(late)
+    assert isinstance(decision, Answer)
+    assert parse_result(decision.result) == (ClaimOutcome.REFUSED, 0)
+    assert machine.snapshot() == before
+    replayed = ClaimsMachine(key_allowed=lambda key_id: False)
+    replayed.apply(opened)
+    assert replayed.snapshot() == before
+
+
+def test_a_snapshot_that_is_cut_padded_or_foreign_is_corrupt() -> None:
+    machine = ClaimsMachine()
+    for serial in (1, 9000):
+        machine.apply(pack_claim(claim_of(serial, 1)))
+    good = machine.snapshot()
+    huge = struct.pack(">4sBI", b"HBCM", 1, 1 << 31)
+    noise = [shake_256(bytes([seed])).digest(40) for seed in range(20)]
+    for bad in [*(good[:cut] for cut in range(len(good))), good + b"\0", huge, *noise]:
+        with pytest.raises(Corrupt):
+            ClaimsMachine().restore(bad)
+
+
+def test_a_result_of_other_length_is_corrupt() -> None:
+    with pytest.raises(Corrupt):
+        parse_result(b"\1")
