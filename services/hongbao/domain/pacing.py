@@ -16,7 +16,7 @@ FINISH_MS_MAX: Final = 500
 
 FINISH_SHARE: Final = 20
 
-FLUSH_MS: Final = 100
+FLUSH_MS: Final = 10
 """What is still left when the aim has passed goes out over this time."""
 
 WEIGHTS_MAX: Final = 100
