@@ -242,6 +242,11 @@ def test_a_huge_file_is_refused_before_it_is_parsed() -> None:
         assert "larger than" in problems[0].message
 
 
+def test_a_header_of_millions_of_columns_is_refused_at_once() -> None:
+    problem = only_problem(sponsors="," * 1_000_000 + "\n")
+    assert problem.message == "the header has 1,000,001 columns"
+
+
 def test_too_many_rows_are_refused() -> None:
     rows = "".join(f"s{index},n{index},0.00,1\n" for index in range(ROWS_MAX + 1))
     told = problems_of(sponsors=SPONSORS.splitlines()[0] + "\n" + rows)

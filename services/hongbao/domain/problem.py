@@ -33,6 +33,8 @@ class Problems:
 
     def add(self, file: str, row: int, column: str, message: str) -> None:
         self.count += 1
+        if not column.isprintable():
+            column = ascii(column)  # a key or header of a bad file must not drive a terminal
         if len(self.found) < PROBLEMS_MAX:
             self.found.append(Problem(file, row, column, message))
 

@@ -15,6 +15,7 @@ from hongbao.domain.yaml_file import Cell, Row, decode, read_tree, rows_of
 
 ROWS_MAX: Final = (1 << 16) - 1  # a row becomes a batch, and batches are numbered in 16 bits
 CELL_CHARS_MAX: Final = 1000
+COLUMNS_MAX: Final = 100
 
 
 @dataclass(slots=True)
@@ -61,6 +62,9 @@ def _read_csv(file: str, text: str, columns: tuple[str, ...], problems: Problems
         for cells in reader:
             if not cells:
                 pass  # an empty line means nothing
+            elif header is None and len(cells) > COLUMNS_MAX:
+                problems.add(file, line, "", f"the header has {len(cells):,} columns")
+                return Table(complete=False)
             elif header is None:
                 header = cells
                 _check_header(file, line, header, columns, problems)

@@ -14,6 +14,7 @@ from hongbao.domain.cells import unfit_characters
 from hongbao.domain.problem import Problems
 
 DEPTH_MAX: Final = 6
+NODES_MAX: Final = 200_000  # a node takes a kilobyte; larger tables are CSV
 FILE_BYTES_MAX: Final = 8 << 20
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -163,15 +164,18 @@ def fields_of(
 
 def _refusal(text: str) -> tuple[int, str] | None:
     """Return why the tree must not be built, from the flat event stream."""
-    depth = 0
+    depth = nodes = 0
     for event in yaml.parse(text, Loader=_LOADER):
         row = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             return row, "YAML anchors and aliases are not taken"
         if isinstance(event, yaml.NodeEvent) and getattr(event, "tag", None):
             return row, "YAML tags are not taken"
+        nodes += isinstance(event, yaml.NodeEvent)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         if depth > DEPTH_MAX:
             return row, f"nested deeper than {DEPTH_MAX} levels"
+        if nodes > NODES_MAX:
+            return row, f"more than {NODES_MAX:,} values: write large tables as CSV"
     return None
