@@ -16,7 +16,6 @@ from typing import Final
 import lmdb
 
 from hongbao.adapters.lmdb_tables import (
-    COMPACTED,
     REVISION,
     TABLES,
     U64,
@@ -28,6 +27,7 @@ from hongbao.adapters.lmdb_tables import (
     pack_fact,
     pack_lease,
     read_number,
+    unpack_event,
     unpack_fact,
     unpack_lease,
 )
@@ -145,9 +145,7 @@ class LmdbStore:
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         while True:
             changed = self._changed
-            compacted, events = self._reader.read_events(after_revision, EVENTS_PAGE)
-            if after_revision < compacted:
-                raise Rejected(f"events up to {compacted} are gone", field="after_revision")
+            events = self._reader.read_events(after_revision, EVENTS_PAGE)
             for event in events:
                 after_revision = event.revision
                 if event.key.startswith(prefix):
@@ -235,26 +233,31 @@ class LmdbStore:
         return None if data is None else unpack_lease(data)
 
     def _set(self, txn: Txn, key: str, value: bytes) -> Versioned:
-        fact = self._record(txn, key, value)
-        txn.put(key.encode(), pack_fact(fact.revision, value), db=self._tables.facts)
-        return fact
+        """Write a fact under the next revision (empty: deleted) and remember it for watches."""
+        tables, name = self._tables, key.encode()
+        revision = read_number(txn, tables, REVISION) + 1
+        last = txn.get(name, db=tables.facts)
+        txn.put(REVISION, U64.pack(revision), db=tables.meta)
+        txn.put(name, pack_fact(revision, value), db=tables.facts)
+        txn.put(U64.pack(revision), pack_event(key, value), db=tables.events)
+        old = revision - self._limits.events_max
+        if last is not None and U64.unpack_from(last)[0] <= old:
+            txn.delete(last[: U64.size], db=tables.events)
+        self._forget_if_superseded(txn, old)
+        return Versioned(key, value, revision)
 
     def _drop(self, txn: Txn, key: str) -> Versioned | None:
-        if not txn.delete(key.encode(), db=self._tables.facts):
-            return None
-        return self._record(txn, key, b"")
+        current = unpack_fact(key, txn.get(key.encode(), db=self._tables.facts))
+        return self._set(txn, key, b"") if current.revision else None
 
-    def _record(self, txn: Txn, key: str, value: bytes) -> Versioned:
-        """Give the change the next revision and remember it for watches."""
-        tables = self._tables
-        revision = read_number(txn, tables, REVISION) + 1
-        txn.put(REVISION, U64.pack(revision), db=tables.meta)
-        txn.put(U64.pack(revision), pack_event(key, value), db=tables.events)
-        gone = revision - self._limits.events_max
-        if gone > 0:
-            txn.delete(U64.pack(gone), db=tables.events)
-            txn.put(COMPACTED, U64.pack(gone), db=tables.meta)
-        return Versioned(key, value, revision)
+    def _forget_if_superseded(self, txn: Txn, revision: int) -> None:
+        """Delete an old event unless it is still the last of its key."""
+        number = U64.pack(max(revision, 0))
+        data = txn.get(number, db=self._tables.events)
+        if data is not None:
+            key = unpack_event(number, data).key.encode()
+            if txn.get(key, db=self._tables.facts)[: U64.size] != number:
+                txn.delete(number, db=self._tables.events)
 
     def _published(self, written: Versioned | None) -> Versioned | None:
         if written is not None:

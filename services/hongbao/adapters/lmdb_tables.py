@@ -16,7 +16,6 @@ from hongbao.shards.ports import Versioned
 
 TABLES: Final = (b"log", b"facts", b"events", b"leases", b"meta")
 REVISION: Final = b"revision"
-COMPACTED: Final = b"compacted"
 U64: Final = struct.Struct(">Q")
 Txn = Any
 """An lmdb.Transaction: its stubs do not know that without `buffers` it returns bytes."""
@@ -29,10 +28,10 @@ class Tables:
     """Holds the handles of the named databases of one environment."""
 
     log: Any  # both ports of hongbao.shards.ports.LogStore
-    facts: Any  # key → revision u64 ‖ value
+    facts: Any  # key → revision u64 ‖ value (empty: deleted)
     events: Any  # revision u64 → key length u16 ‖ key ‖ value
     leases: Any  # name → epoch u64 ‖ ttl f64 ‖ holder length u16 ‖ holder
-    meta: Any  # revision, compacted → u64
+    meta: Any  # revision → u64
 
 
 def open_tables(environment: lmdb.Environment, *, create: bool) -> Tables:
@@ -45,7 +44,7 @@ def pack_fact(revision: int, value: bytes) -> bytes:
 
 
 def unpack_fact(key: str, data: bytes | None) -> Versioned:
-    if data is None:
+    if data is None or len(data) == U64.size:
         return Versioned(key, b"", 0)
     return Versioned(key, data[U64.size :], U64.unpack_from(data)[0])
 
@@ -130,18 +129,17 @@ class LmdbReader:
             while found and cursor.key().startswith(start):
                 facts.append(unpack_fact(cursor.key().decode(), cursor.value()))
                 found = cursor.next()
-        return facts
+        return [fact for fact in facts if fact.revision]
 
-    def read_events(self, after_revision: int, limit: int) -> tuple[int, list[Versioned]]:
-        """Return up to which revision events are gone, and the next events."""
+    def read_events(self, after_revision: int, limit: int) -> list[Versioned]:
+        """Return the next events, in order."""
         events: list[Versioned] = []
         with self._begin() as txn, txn.cursor(self._tables.events) as cursor:
-            compacted = read_number(txn, self._tables, COMPACTED)
             found = cursor.set_range(U64.pack(after_revision + 1))
             while found and len(events) < limit:
                 events.append(unpack_event(*cursor.item()))
                 found = cursor.next()
-        return compacted, events
+        return events
 
     def read_leases(self) -> dict[str, LeaseRecord]:
         with self._begin() as txn, txn.cursor(self._tables.leases) as cursor:

@@ -40,7 +40,7 @@ class LmdbLimits:
     batch_max: int = 1024
     """Writes in one transaction."""
     events_max: int = 65_536
-    """Changes of facts that a watch can go back to."""
+    """Changes of facts that are kept in full; of older ones the last of each key stays."""
 
 
 class LmdbWriter:

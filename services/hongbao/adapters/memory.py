@@ -11,7 +11,6 @@ from typing import Final
 from hongbao.domain.errors import Exhausted, Rejected
 from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX, Lease, Versioned
 
-EVENTS_MAX: Final = 65_536
 TTL_S_MAX: Final = 3600.0
 
 
@@ -24,11 +23,8 @@ class _Held:
 class MemoryStore:
     """Keeps a LogStore and a Coordination in one process's memory; nothing survives it."""
 
-    def __init__(
-        self, monotonic_s: Callable[[], float] = time.monotonic, *, events_max: int = EVENTS_MAX
-    ) -> None:
+    def __init__(self, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self._monotonic_s = monotonic_s
-        self._events_max = events_max
         self._values: dict[bytes, bytes] = {}
         self._order: list[bytes] = []
         self._unordered: list[bytes] = []
@@ -36,7 +32,6 @@ class MemoryStore:
         self._held: dict[str, _Held] = {}
         self._revision = 0
         self._events: list[Versioned] = []
-        self._compacted = 0
         self._changed = asyncio.Event()
 
     async def create(self, key: bytes, value: bytes) -> bool:
@@ -97,8 +92,6 @@ class MemoryStore:
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         while True:
             self._expire()
-            if after_revision < self._compacted:
-                raise Rejected(f"events up to {self._compacted} are gone", field="after_revision")
             first = bisect_right(self._events, after_revision, key=lambda event: event.revision)
             if first == len(self._events):
                 await self._wait_for_change()
@@ -165,8 +158,6 @@ class MemoryStore:
         self._revision += 1
         fact = Versioned(key, value, self._revision)
         self._events.append(fact)
-        if len(self._events) > self._events_max:
-            self._compacted = self._events.pop(0).revision
         self._changed.set()
         self._changed = asyncio.Event()
         return fact

@@ -6,6 +6,7 @@ channel reconnects by itself, and calls wait for it up to their timeout.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ import lmdb
 
 from hongbao.adapters.lmdb_tables import TABLES, LmdbReader, open_tables
 from hongbao.adapters.memory import check_fact, check_lease, check_pair
-from hongbao.domain.errors import Rejected, Transient
+from hongbao.domain.errors import Transient
 from hongbao.proto.v1 import store_pb2 as pb
 from hongbao.shards import wire
 from hongbao.shards.ports import Lease, Versioned
@@ -93,14 +94,10 @@ class StoreClient:
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         while True:
             request = pb.WatchRequest(prefix=prefix, after_revision=after_revision)
-            try:
+            with suppress(grpc.aio.AioRpcError):
                 async for message in self._watch(request, wait_for_ready=True):
                     after_revision = message.revision
                     yield _fact_of(message)
-            except grpc.aio.AioRpcError as error:
-                failure = wire.received(error)
-                if isinstance(failure, Rejected):
-                    raise failure from None
             await asyncio.sleep(WATCH_RETRY_S)  # the server went away: go on behind the last one
 
     async def acquire(self, name: str, holder: str, *, ttl_s: float, value: bytes) -> Lease | None:

@@ -112,13 +112,13 @@ class Owner:
         self._limits = limits
         self._waiting: deque[Waiting] = deque()
         self._round: list[Waiting] = []
-        self._looking: set[asyncio.Future[bytes]] = set()
+        self._looking: dict[asyncio.Future[bytes], None] = {}  # ordered, so that runs repeat
         self._wake = asyncio.Event()
         self._draining = False
         self._not_written = False
         self._error: HongbaoError | None = None
         self._stopped = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}
         self._deriver = Deriver(store, shard, epoch, limits.derived_blocks_max, limits.retry_s)
 
     @classmethod
@@ -204,8 +204,8 @@ class Owner:
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.ensure_future(self._guard(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Stop the whole owner when one of its tasks fails."""
@@ -358,14 +358,14 @@ class Owner:
             if not done.done():
                 done.set_exception(error)
         if decided.lookups:
-            self._looking.update(done for _, _, done in decided.lookups)
+            self._looking.update((done, None) for _, _, done in decided.lookups)
             self._run(partial(self._look_up, decided.lookups))
 
     async def _look_up(self, lookups: list[tuple[bytes, bytes, asyncio.Future[bytes]]]) -> None:
         reads = [self._store.get(key) for _, key, _ in lookups]
         values = await asyncio.gather(*reads, return_exceptions=True)
         for (operation, _, done), value in zip(lookups, values, strict=True):
-            self._looking.discard(done)
+            self._looking.pop(done, None)
             if done.done():
                 continue
             if isinstance(value, BaseException):
@@ -396,7 +396,7 @@ class Owner:
             if not done.done():
                 done.set_exception(self._refusal())
         current = asyncio.current_task()
-        for task in self._tasks:
+        for task in list(self._tasks):
             if task is not current:
                 task.cancel()
         self._stopped.set()

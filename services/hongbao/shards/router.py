@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final, Protocol
 
-from hongbao.domain.errors import Fenced, HongbaoError, Overloaded, Rejected, Transient
+from hongbao.domain.errors import Fenced, HongbaoError, Overloaded, Transient
 from hongbao.shards.host import Member
 from hongbao.shards.owner import Owner
 from hongbao.shards.ports import Coordination, Versioned
@@ -90,17 +90,8 @@ class ShardRouter:
         Without it the router finds out from the calls themselves.
         """
         prefix = f"lease/{plane}/"
-        while True:
-            facts = await self._coordination.read_prefix("")
-            after = max((fact.revision for fact in facts), default=0)
-            for fact in facts:
-                if fact.key.startswith(prefix):
-                    self._learn(plane, fact)
-            try:
-                async for fact in self._coordination.watch(prefix, after_revision=after):
-                    self._learn(plane, fact)
-            except Rejected:  # too far behind: read again
-                await asyncio.sleep(NO_OWNER_RETRY_S)
+        async for fact in self._coordination.watch(prefix, after_revision=0):
+            self._learn(plane, fact)
 
     def _learn(self, plane: str, fact: Versioned) -> None:
         shard = int(fact.key.rpartition("/")[2])

@@ -1,0 +1,39 @@
+"""Builds each store adapter for the contract suites."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hongbao.adapters.lmdb import LmdbStore
+from hongbao.adapters.memory import MemoryStore
+
+from tests.contracts.store_contracts import (
+    ClientContract,
+    Contract,
+    LmdbContract,
+    MemoryContract,
+    StoreProcess,
+)
+
+
+@pytest.fixture(scope="session")
+def store_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreProcess]:
+    process = StoreProcess(tmp_path_factory.mktemp("store"))
+    yield process
+    process.kill()
+
+
+@pytest.fixture(params=["memory", "lmdb", "client"])
+async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+    prefix = request.node.name
+    made: Contract
+    if request.param == "memory":
+        made = MemoryContract(MemoryStore(), prefix)
+    elif request.param == "lmdb":
+        made = LmdbContract(LmdbStore(tmp_path / "db", monotonic_s=time.monotonic), prefix)
+        await made.store.start()
+    else:
+        made = ClientContract(request.getfixturevalue("store_process"), prefix)
+    yield made
+    await made.close()

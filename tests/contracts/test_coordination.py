@@ -1,0 +1,236 @@
+"""The contract of Coordination, on every adapter (F8)."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from hongbao.domain.errors import Exhausted, Rejected
+from hongbao.shards.ports import Lease, Versioned
+
+from tests.contracts.store_contracts import Contract
+
+
+async def take(contract: Contract, count: int, *, after: int, prefix: str = "") -> list[Versioned]:
+    """Return the next `count` changes of a watch over the test's own names."""
+    seen: list[Versioned] = []
+    watch = contract.store.watch(contract.fact(prefix), after_revision=after)
+    async with asyncio.timeout(5), aclosing(watch) as changes:
+        async for change in changes:
+            seen.append(change)
+            if len(seen) == count:
+                break
+    return seen
+
+
+async def acquire(contract: Contract, holder: str, *, ttl_s: float = 30.0) -> Lease | None:
+    lease: Lease | None = await contract.store.acquire(
+        contract.fact("claims/1"), holder, ttl_s=ttl_s, value=b"at " + holder.encode()
+    )
+    return lease
+
+
+async def acquire_later(contract: Contract, holder: str) -> Lease:
+    for _ in range(250):
+        lease = await acquire(contract, holder)
+        if lease is not None:
+            return lease
+        await asyncio.sleep(0.02)
+    raise AssertionError("the lease was never free")
+
+
+async def test_a_fact_is_read_with_the_revision_that_wrote_it(contract: Contract) -> None:
+    written = await contract.store.put(contract.fact("a"), b"1")
+    assert await contract.store.read(contract.fact("a")) == written
+    assert written.value == b"1"
+    assert await contract.store.read(contract.fact("b")) == Versioned(contract.fact("b"), b"", 0)
+
+
+async def test_revisions_rise_over_all_keys_and_a_restart(contract: Contract) -> None:
+    first = await contract.store.put(contract.fact("a"), b"1")
+    second = await contract.store.put(contract.fact("b"), b"1")
+    await contract.restart()
+    third = await contract.store.put(contract.fact("a"), b"1")
+    assert first.revision < second.revision < third.revision
+
+
+async def test_compare_and_put_writes_only_at_the_expected_revision(contract: Contract) -> None:
+    key = contract.fact("a")
+    first = await contract.store.compare_and_put(key, b"1", revision=0)
+    assert first is not None
+    assert await contract.store.compare_and_put(key, b"2", revision=0) is None
+    assert await contract.store.compare_and_put(key, b"2", revision=first.revision + 1) is None
+    second = await contract.store.compare_and_put(key, b"2", revision=first.revision)
+    assert second is not None
+    assert await contract.store.read(key) == second
+
+
+async def test_no_update_is_lost_when_many_compare_and_put(contract: Contract) -> None:
+    key = contract.fact("counter")
+
+    async def add(times: int) -> None:
+        while times:
+            current = await contract.store.read(key)
+            value = b"%d" % (int(current.value or b"0") + 1)
+            if await contract.store.compare_and_put(key, value, revision=current.revision):
+                times -= 1
+
+    await asyncio.gather(*(add(5) for _ in range(6)))
+    assert (await contract.store.read(key)).value == b"30"
+
+
+async def test_a_deleted_fact_is_absent_and_can_be_created_again(contract: Contract) -> None:
+    key = contract.fact("a")
+    await contract.store.put(key, b"1")
+    await contract.store.delete(key)
+    await contract.store.delete(key)
+    assert (await contract.store.read(key)).revision == 0
+    assert await contract.store.read_prefix(key) == []
+    assert await contract.store.compare_and_put(key, b"2", revision=0) is not None
+
+
+async def test_a_prefix_is_read_in_key_order(contract: Contract) -> None:
+    for name in ("b/2", "a/1", "b/1", "c/1"):
+        await contract.store.put(contract.fact(name), name.encode())
+    found = await contract.store.read_prefix(contract.fact("b/"))
+    assert [fact.value for fact in found] == [b"b/1", b"b/2"]
+
+
+async def test_an_empty_value_is_refused(contract: Contract) -> None:
+    with pytest.raises(Exhausted):
+        await contract.store.put(contract.fact("a"), b"")
+
+
+async def test_a_watch_yields_every_change_once_and_in_order(contract: Contract) -> None:
+    start = await contract.store.put(contract.fact("start"), b"0")
+
+    async def change(writer: int) -> None:
+        for number in range(20):
+            await contract.store.put(contract.fact(f"{writer}"), b"%d" % number)
+        await contract.store.delete(contract.fact(f"{writer}"))
+
+    watching = asyncio.create_task(take(contract, 63, after=start.revision))
+    await asyncio.gather(*(change(writer) for writer in range(3)))
+    seen = await watching
+    assert [event.revision for event in seen] == sorted({event.revision for event in seen})
+    for writer in range(3):
+        own = [event.value for event in seen if event.key == contract.fact(f"{writer}")]
+        assert own == [*(b"%d" % number for number in range(20)), b""]
+
+
+async def test_a_watch_goes_on_where_another_one_ended(contract: Contract) -> None:
+    """F8: a watch that was cut off resumes with no lost and no doubled event."""
+    start = await contract.store.put(contract.fact("start"), b"0")
+    for number in range(10):
+        await contract.store.put(contract.fact("a"), b"%d" % number)
+    first = await take(contract, 4, after=start.revision)
+    rest = await take(contract, 6, after=first[-1].revision)
+    assert [event.value for event in first + rest] == [b"%d" % number for number in range(10)]
+
+
+async def test_a_watch_survives_a_restart_without_loss_or_duplicates(contract: Contract) -> None:
+    """F8."""
+    start = await contract.store.put(contract.fact("start"), b"0")
+    await contract.store.put(contract.fact("a"), b"before")
+    if contract.store.__class__.__name__ == "LmdbStore":
+        await contract.restart()
+        watching = asyncio.create_task(take(contract, 2, after=start.revision))
+    else:
+        watching = asyncio.create_task(take(contract, 2, after=start.revision))
+        await asyncio.sleep(0.05)
+        await contract.restart()
+    await contract.store.put(contract.fact("a"), b"after")
+    assert [event.value for event in await watching] == [b"before", b"after"]
+
+
+async def test_a_watch_sees_only_its_prefix(contract: Contract) -> None:
+    start = await contract.store.put(contract.fact("start"), b"0")
+    await contract.store.put(contract.fact("b/1"), b"b")
+    await contract.store.put(contract.fact("a/1"), b"a")
+    seen = await take(contract, 1, after=start.revision, prefix="a/")
+    assert [event.value for event in seen] == [b"a"]
+
+
+async def test_a_lease_is_held_by_one(contract: Contract) -> None:
+    granted = await asyncio.gather(*(acquire(contract, f"p{number}") for number in range(8)))
+    held = [lease for lease in granted if lease is not None]
+    assert len(held) == 1
+    fact = await contract.store.read(f"lease/{contract.fact('claims/1')}")
+    assert fact.value == b"at " + held[0].holder.encode()
+
+
+async def test_a_released_lease_is_free_at_once_and_its_value_gone(contract: Contract) -> None:
+    lease = await acquire(contract, "p1")
+    assert lease is not None
+    await contract.store.release(lease)
+    await contract.store.release(lease)
+    assert (await contract.store.read(f"lease/{lease.name}")).revision == 0
+    assert await contract.store.renew(lease) is False
+    assert await acquire(contract, "p2") is not None
+
+
+async def test_an_expired_lease_goes_to_the_next_with_a_higher_epoch(contract: Contract) -> None:
+    first = await acquire(contract, "p1", ttl_s=0.2)
+    assert first is not None
+    assert await acquire(contract, "p2") is None
+    second = await acquire_later(contract, "p2")
+    assert second.epoch > first.epoch
+    assert await contract.store.renew(first) is False
+    await contract.store.release(first)
+    assert await contract.store.renew(second) is True
+
+
+async def test_a_renewed_lease_outlives_its_ttl(contract: Contract) -> None:
+    lease = await acquire(contract, "p1", ttl_s=0.3)
+    assert lease is not None
+    for _ in range(6):
+        await asyncio.sleep(0.1)
+        assert await contract.store.renew(lease) is True
+    assert await acquire(contract, "p2") is None
+
+
+async def test_a_holder_that_asks_again_gets_a_new_epoch_and_loses_the_old_one(
+    contract: Contract,
+) -> None:
+    first = await acquire(contract, "p1")
+    second = await acquire(contract, "p1")
+    assert first is not None
+    assert second is not None
+    assert second.epoch > first.epoch
+    assert await contract.store.renew(first) is False
+    assert await contract.store.renew(second) is True
+
+
+async def test_a_watch_sees_a_lease_come_and_expire(contract: Contract) -> None:
+    start = await contract.store.put(contract.fact("start"), b"0")
+    lease = await acquire(contract, "p1", ttl_s=0.2)
+    assert lease is not None
+    seen: list[Versioned] = []
+    async with asyncio.timeout(5):
+        async for change in contract.store.watch(
+            f"lease/{contract.prefix}", after_revision=start.revision
+        ):
+            seen.append(change)
+            if len(seen) == 2:
+                break
+    assert [event.value for event in seen] == [b"at p1", b""]
+    assert seen[0].revision == lease.epoch
+
+
+async def test_after_a_restart_a_lease_gets_its_full_ttl_and_epochs_still_rise(
+    contract: Contract,
+) -> None:
+    """A holder that never noticed the restart keeps its lease; nobody gets it early."""
+    first = await acquire(contract, "p1", ttl_s=0.6)
+    assert first is not None
+    await asyncio.sleep(0.4)
+    await contract.restart()
+    assert await acquire(contract, "p2") is None
+    assert await contract.store.renew(first) is True
+    second = await acquire_later(contract, "p2")
+    assert second.epoch > first.epoch
+
+
+@pytest.mark.parametrize("ttl_s", [0.0, -1.0, 1e9, float("nan")])
+async def test_a_senseless_ttl_is_refused(contract: Contract, ttl_s: float) -> None:
+    with pytest.raises(Rejected):
+        await acquire(contract, "p1", ttl_s=ttl_s)

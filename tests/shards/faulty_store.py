@@ -1,0 +1,61 @@
+"""Wraps a LogStore so that a test says what goes wrong, call by call."""
+
+import asyncio
+from collections.abc import Sequence
+
+from hongbao.adapters.memory import MemoryStore
+from hongbao.domain.errors import Ambiguous, Transient
+
+
+class FaultyStore:
+    """Fails the next creates and puts as told: `lost`, `dropped`, `refused`, `late`, `held`."""
+
+    def __init__(self) -> None:
+        self.inner = MemoryStore()
+        self.creates: list[str] = []
+        self.puts: list[str] = []
+        self.create_count = 0
+        self.reads_fail = 0
+        self.go = asyncio.Event()
+        """Opens what is `held`."""
+        self._late: list[tuple[bytes, bytes]] = []
+
+    async def create(self, key: bytes, value: bytes) -> bool:
+        self.create_count += 1
+        fault = self.creates.pop(0) if self.creates else "none"
+        if fault == "held":
+            await self.go.wait()
+        if fault == "refused":
+            raise Transient("refused")
+        if fault == "late":
+            self._late.append((key, value))
+        if fault in ("dropped", "late"):
+            raise Ambiguous("nobody knows")
+        created = await self.inner.create(key, value)
+        if fault == "lost":
+            raise Ambiguous("nobody knows")
+        return created
+
+    async def deliver_late(self) -> list[bool]:
+        """Let the creates arrive that were given up as `late`."""
+        return [await self.inner.create(key, value) for key, value in self._late]
+
+    async def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        fault = self.puts.pop(0) if self.puts else "none"
+        if fault == "held":
+            await self.go.wait()
+        if fault == "refused":
+            raise Transient("refused")
+        if fault == "partly":
+            await self.inner.put_many(items[: len(items) // 2])
+            raise Ambiguous("nobody knows")
+        await self.inner.put_many(items)
+
+    async def get(self, key: bytes) -> bytes | None:
+        if self.reads_fail:
+            self.reads_fail -= 1
+            raise Transient("refused")
+        return await self.inner.get(key)
+
+    async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return await self.inner.scan(start, end, limit)
