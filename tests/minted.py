@@ -103,6 +103,56 @@ def tiny_plan(
     )
 
 
+def large_plan(packets: int, *, slots: int = 5, sponsors: int = 10, files: int = 6) -> MintPlan:
+    """Build a plan of about `packets` packets of 2.50 yuan, as large as a measurement wants."""
+    cap_fen = 20_000_000
+    count = packets // (slots * sponsors * len(KINDS))
+    chunks = files * max(1, -(-count * sponsors * len(KINDS) // (files << 17)))
+    batches: list[Batch] = []
+    key_id = 1
+    for place in range(slots * sponsors * len(KINDS)):
+        total_fen = count * 250 + place
+        keys = -(-total_fen * 101 // (100 * cap_fen))
+        batches.append(
+            Batch(
+                batch=BatchId(place + 1),
+                sponsor=place // len(KINDS) % sponsors + 1,
+                slot=SlotNumber(place // (sponsors * len(KINDS)) + 1),
+                kind=KINDS[place % len(KINDS)],
+                resource="",
+                curve=("uniform", "lucky")[place % 2],
+                count=count,
+                total_fen=Fen(total_fen),
+                min_fen=Fen(1),
+                max_fen=Fen(20_000),
+                serial_base=place * count,
+                key_ids=tuple(KeyId(one) for one in range(key_id, key_id + keys)),
+            )
+        )
+        key_id += keys
+    cuts = [chunks * file // files for file in range(files + 1)]
+    return MintPlan(
+        campaign=CAMPAIGN,
+        scheme="large",
+        scheme_number=1,
+        serial_base=0,
+        batches=tuple(batches),
+        files=tuple(
+            FilePlan(
+                file=FileIndex((slot - 1) * files + shard),
+                slot=SlotNumber(slot),
+                ticket_shard=shard,
+                claims_shard=ShardId(shard % 4),
+                chunk_start=cuts[shard],
+                chunk_end=cuts[shard + 1],
+            )
+            for slot in range(1, slots + 1)
+            for shard in range(files)
+        ),
+        key_cap_fen=Fen(cap_fen),
+    )
+
+
 def _key_ids(scheme_number: int, place: int) -> tuple[KeyId, ...]:
     """Give the first batch of a scheme two keys and every other batch one."""
     first = (scheme_number - 1) * 32 + place + 1

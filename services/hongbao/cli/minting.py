@@ -19,7 +19,7 @@ from rich.text import Text
 
 from hongbao.cli.campaign_input import require_campaign
 from hongbao.domain.campaign import Campaign
-from hongbao.domain.errors import NotFound, Rejected
+from hongbao.domain.errors import Corrupt, NotFound, Rejected
 from hongbao.domain.plan import MintPlan
 from hongbao.domain.plan_file import read_record
 from hongbao.domain.script import plan_campaign
@@ -75,7 +75,10 @@ def choose_plans(
     if plans is None:
         known = plan_campaign(campaign, ticket_shards=ticket_shards, claims_shards=claims_shards)
     else:
-        record = read_record(plans.read_bytes())
+        try:
+            record = read_record(plans.read_bytes())
+        except Corrupt as error:
+            raise Rejected(f"{plans}: {error}") from error
         if record.campaign != campaign.campaign:
             raise Rejected(f"{plans}: holds plans of {record.campaign}, not {campaign.campaign}")
         known = record.plans
