@@ -60,10 +60,12 @@ class World:
     role: RedeemRole
     owners: dict[int, Owner] = field(default_factory=dict)
     submitted: int = 0
+    gate: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: owners are slow
 
     async def submit(self, plane: str, shard: int, operation: bytes) -> bytes:
         assert plane == "claims"
         self.submitted += 1
+        await self.gate.wait()
         return await self.owners[shard].submit(operation)
 
     def record(self, slot: int = 1, ticket_shard: int = 0, place: int = 0) -> bytes:
@@ -129,6 +131,10 @@ class World:
             found += [parse_claim(entry) for block in blocks for entry in block.entries]
         return found
 
+    async def deny(self, *key_ids: int) -> int:
+        """Put keys on the deny list; return the document's revision."""
+        return await self.write("keys", {"deny": list(key_ids), "allow": None})
+
     async def write(self, document: str, shape: object) -> int:
         """Write a document of the campaign; return its revision."""
         value = shape if isinstance(shape, bytes) else json.dumps(shape).encode()
@@ -193,6 +199,7 @@ async def make_world(tmp_path: Path, limits: RedeemLimits | None = None) -> Worl
         limits=limits or RedeemLimits(unknown_outcome_s=0.01),
     )
     world = World(minted, store, clock, role)
+    world.gate.set()
     files = [(file.file, file.slot, file.ticket_shard) for file in minted.plan.files]
     await world.write("timeline", timeline().to_json())
     await world.write("active", {"1": 1, "2": 1})
