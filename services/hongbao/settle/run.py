@@ -132,3 +132,10 @@ class Settlement:
                 log.warning("settle_failed", shard=str(self._key), reason=str(error))
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_S_MAX)
+
+
+async def log_lag(store: LogStore, shard: int, position: int) -> int:
+    """Return how many durable blocks lie behind a position, applied or not, at most READ_AHEAD."""
+    key = ShardKey(PLANE, shard)
+    end = key.log(position + READ_AHEAD_BLOCKS)
+    return len(await store.scan(key.log(position), end, READ_AHEAD_BLOCKS))

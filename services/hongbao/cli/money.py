@@ -1,0 +1,76 @@
+"""Owns what `hongbao audit` and `hongbao fund` read of a run: schemes, rules, who is alive."""
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from hongbao.adapters import sql
+from hongbao.cipher.keyring import read_public_key
+from hongbao.cli.process import read_manifests
+from hongbao.cli.stores import Stores
+from hongbao.domain.errors import Rejected
+from hongbao.domain.manifest import Manifest
+from hongbao.settle.rules import parse_active
+from hongbao.shards.ports import Coordination
+
+
+@dataclass(frozen=True)
+class Minted:
+    """Is the minted schemes of a run and which one each slot plays."""
+
+    schemes: list[tuple[Manifest, Path]]
+    active: dict[int, int]
+
+    @property
+    def claims_shards(self) -> list[int]:
+        return sorted({int(file.claims_shard) for one, _ in self.schemes for file in one.files})
+
+    def fen_by_sponsor(self) -> dict[int, int]:
+        """Return what the active scheme of each slot minted, per sponsor."""
+        fen: dict[int, int] = {}
+        for manifest, _ in self.schemes:
+            for batch in manifest.batches:
+                if self.active.get(batch.slot) == manifest.scheme_number:
+                    fen[batch.sponsor] = fen.get(batch.sponsor, 0) + batch.total_fen
+        return fen
+
+
+async def read_minted(stores: Stores) -> Minted:
+    """Read and verify the manifests of a run. Raises Corrupt for a bad signature."""
+    campaign = stores.campaign.campaign
+    verify_key = read_public_key(stores.run.keys / "access.keys")
+    manifests = await read_manifests(stores.objects, campaign, verify_key)
+    active = parse_active(await stores.coordination.read(f"campaigns/{campaign}/active"))
+    return Minted([(one, stores.run.objects / one.amounts.name) for one in manifests], active)
+
+
+async def open_ledger(stores: Stores) -> sa.Engine:
+    """Return the run's ledger, its schema made when it is missing. Raises Rejected."""
+    engine = sql.open_engine(stores.ledger_url)
+    await asyncio.to_thread(sql.prepare_schema, engine, stores.campaign.campaign)
+    return engine
+
+
+async def read_alive(coordination: Coordination) -> set[tuple[int, int]]:
+    """Return (pod, epoch) of the access processes that hold their member lease."""
+    members = await coordination.read_prefix("lease/member/")
+    pods = {int(json.loads(one.value).get("pod", 0)) for one in members if one.value} - {0}
+    alive = set()
+    for pod in pods:
+        epoch = await coordination.read(f"pods/{pod}/epoch")
+        alive.add((pod, int(epoch.value or 0)))
+    return alive
+
+
+def read_serials(path: Path) -> Iterable[int]:
+    """Read packet serials, one a line. Raises Rejected with the line's number."""
+    serials = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not (line.isascii() and line.isdigit()):
+            raise Rejected(f"{path}, line {number}: {line[:40]!r} is no packet", field="claims")
+        serials.append(int(line))
+    return serials
