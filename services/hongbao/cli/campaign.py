@@ -132,7 +132,9 @@ def plan(
 @app.command()
 def activate(
     file: CampaignFile,
-    scheme: Annotated[str, typer.Argument(help="The scheme's id, or the number of its plan.")],
+    scheme: Annotated[
+        str, typer.Argument(metavar="SCHEME", help="The scheme's id, or its plan's number.")
+    ],
     slot: Annotated[
         list[int] | None, typer.Option(min=1, help="A slot to switch (none: all not yet open).")
     ] = None,

@@ -289,14 +289,14 @@ def _plan_files(
 def _slot_grid(counts: Sequence[int], ticket_shards: int) -> tuple[int, int]:
     """Return (chunks, files) of a slot: no chunk above the limit, none empty, files alike.
 
-    A chunk holds at most ceil(count / chunks) of each batch, hence the margin of one packet
-    a batch. As many chunks as the largest batch has packets leave none of them empty.
+    A chunk holds at most ceil(count / chunks) of each batch, hence the margin of one packet a
+    batch. At most BATCH_MAX batches need fewer chunks than a third of the largest batch's
+    packets, so every chunk gets a packet of that batch.
     """
-    packets, largest = sum(counts), max(counts)
-    shards = min(ticket_shards, largest)
-    needed = -(-packets // (CHUNK_PACKETS_MAX - min(len(counts), CHUNK_PACKETS_MAX // 2)))
-    chunks = shards * -(-needed // shards)
-    return min(chunks, largest // shards * shards), shards
+    shards = min(ticket_shards, max(counts))
+    assert len(counts) <= BATCH_MAX < CHUNK_PACKETS_MAX // 4
+    needed = -(-sum(counts) // (CHUNK_PACKETS_MAX - len(counts)))
+    return shards * -(-needed // shards), shards
 
 
 def _check_sponsors(campaign: Campaign, record: PlanRecord) -> list[Problem]:
