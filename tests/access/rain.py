@@ -243,7 +243,7 @@ class Rain:
         )
 
 
-def session_of(user: int, expiry_s: int = START_MS // 1000 + 3600) -> bytes:
+def session_of(user: int, expiry_s: int = START_MS // 1000 + 86_400) -> bytes:
     return seal_session(SESSION_KEY, CAMPAIGN_HASH, user, 0, expiry_s)
 
 

@@ -1,0 +1,378 @@
+"""A whole pod on a memory store: orders in, packets out; moves, kills, switches (F1, F13, R22)."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hongbao.access.pod import AccessPod, PodKeys
+from hongbao.domain import manifest as manifests
+from hongbao.domain.assignment import Assignment, Placement
+from hongbao.domain.errors import Transient
+from hongbao.domain.token import parse_claim_head
+from hongbao.proto.v1 import access_pb2 as pb
+from hongbao.proto.v1.access_pb2 import OpenSessionRequest
+from hongbao.shards.ports import Versioned
+
+from tests.access.rain import (
+    BINDING_KEY,
+    CAMPAIGN,
+    GAP_MS,
+    SESSION_KEY,
+    SLOT_MS,
+    SMALL,
+    START_MS,
+    Rain,
+    mint_fake,
+    placed,
+    shake,
+    where,
+)
+from tests.access.test_sessions import GOOD, signed
+
+SECOND_SLOT_MS = START_MS + SLOT_MS + GAP_MS
+
+
+@pytest.fixture
+async def rain(tmp_path: Path) -> Rain:
+    return Rain(tmp_path)
+
+
+async def until(fact: Callable[[], object], what: str) -> None:
+    """Wait until a fact holds; two seconds at most."""
+    for _ in range(400):
+        if fact():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"never happened: {what}")
+
+
+async def win(
+    rain: Rain, pod: AccessPod, duration_ms: int, *, step_ms: int = 1
+) -> list[tuple[int, int]]:
+    """Shake once a step as ever new users; return the (file, index) of what was won."""
+    won = []
+    for _ in range(duration_ms // step_ms):
+        rain.clock.now_ms += step_ms
+        reply = shake(pod, rain.clock.now_ms)
+        if reply.outcome == pb.PACKET:
+            won.append(where(reply.claim_token))
+        if rain.clock.now_ms % 20 == 0:
+            await asyncio.sleep(0)
+    return won
+
+
+async def crash(pod: AccessPod) -> None:
+    """Let the object vanish as SIGKILL would: no code of ours runs at the end."""
+    for task in pod._tasks:
+        task.cancel()
+    await asyncio.gather(*pod._tasks, return_exceptions=True)
+
+
+async def acked(rain: Rain, document: str, pod: int = 1) -> dict[str, object]:
+    fact = await rain.store.read(f"acks/{document}/access-a-{pod}")
+    return json.loads(fact.value) if fact.value else {}
+
+
+async def test_a_pod_serves_the_open_slot_from_its_files_until_they_are_empty(rain: Rain) -> None:
+    await rain.open_campaign(mint_fake(rain.objects, records=100))
+    pod = rain.pod()
+    await pod.start()
+    won = await win(rain, pod, SLOT_MS - 10)
+    assert sorted(won) == [(file, index) for file in (100, 101) for index in range(100)]
+    assert pod.counts().issued == 200
+    await pod.drain()
+
+
+async def test_a_session_from_the_pod_can_shake(rain: Rain) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    opened = pod.open_session(OpenSessionRequest(campaign=CAMPAIGN, jwt=signed(GOOD)))
+    assert opened.tuning.shake_interval_ms == SMALL.shake_interval_ms
+    reply = pod.shake(pb.ShakeRequest(campaign=CAMPAIGN, session=opened.session))
+    assert reply.outcome in (pb.NOTHING, pb.PACKET)
+    await pod.drain()
+
+
+async def test_files_of_other_pods_and_other_slots_are_not_served(rain: Rain) -> None:
+    manifest = mint_fake(rain.objects)
+    mine = dict(placed(manifest).files)
+    mine[101] = Placement(1, 2, 1, 2)  # this pod is only its backup
+    await rain.open_campaign(manifest, Assignment(mine))
+    pod = rain.pod()
+    await pod.start()
+    won = await win(rain, pod, 2000)
+    assert {file for file, _ in won} == {100}
+    assert pod.counts().files_active == 1
+    await until(lambda: pod.counts().files_here == 4, "backups are fetched ahead (R22)")
+    await pod.drain()
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_killed_and_restarted_again_and_again_no_record_is_issued_twice(
+    rain: Rain, seed: int
+) -> None:
+    """F1 on whole pods: what is lost is at most a window a death and file, and is counted."""
+    manifest = mint_fake(rain.objects, records=400)
+    await rain.open_campaign(manifest)
+    won: list[tuple[int, int]] = []
+    residue = deaths = 0
+    while rain.clock.now_ms < START_MS + SLOT_MS - 500:
+        pod = rain.pod()
+        await pod.start()
+        won += await win(rain, pod, 500 + (seed * 7919 + deaths * 131) % 1500)
+        residue += pod.counts().residue
+        await crash(pod)
+        deaths += 1
+    last = rain.pod()
+    await last.start()
+    residue += last.counts().residue
+    await last.drain()
+    issued = [entry for entry in won if entry[0] in (100, 101)]
+    assert len(issued) == len(set(issued))
+    assert residue <= deaths * SMALL.reserve_records * SMALL.reserve_files
+    assert len(issued) > 0
+
+
+async def test_a_drained_pod_leaves_no_residue(rain: Rain) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    first = rain.pod()
+    await first.start()
+    won = await win(rain, first, 3000)
+    await first.drain()
+    assert shake(first).outcome == pb.SLOW_DOWN
+    second = rain.pod()
+    await second.start()
+    won += await win(rain, second, 3000)
+    assert second.counts().residue == 0
+    assert won == [(file, index) for file, index in sorted(won)]
+    assert [index for _, index in won if _ == 100] == [*range(sum(f == 100 for f, _ in won))]
+    await second.drain()
+
+
+async def test_an_assignment_taken_away_stops_the_file_at_once(rain: Rain) -> None:
+    """F13: by the time the document was delivered, no shake wins from it."""
+    manifest = mint_fake(rain.objects)
+    await rain.open_campaign(manifest)
+    pod = rain.pod()
+    await pod.start()
+    assert await win(rain, pod, 500)
+    moved = placed(manifest, serving=2).to_json()
+    pod._on_change(Versioned(f"campaigns/{CAMPAIGN}/assignment", moved, 99))
+    assert pod.counts().files_active == 0
+    assert await win(rain, pod, 200) == []
+    await pod.drain()
+
+
+async def test_when_a_zone_is_lost_its_next_slot_is_served_here_and_no_file_twice(
+    rain: Rain,
+) -> None:
+    """F13, R23: the open slot stays where it was, the next one moves to the backup."""
+    manifest = mint_fake(rain.objects)
+    home = placed(manifest, serving=2, pod=2, backup=1)
+    await rain.open_campaign(manifest, home)
+    here, there = rain.pod(1), rain.pod(2)
+    await here.start()
+    await there.start()
+    won_there = await win(rain, there, 1000)
+    assert won_there
+    assert await win(rain, here, 1000) == []
+    await crash(there)
+    moved = Assignment(
+        {
+            file: replace(place, serving=1 if place.slot == 2 else 2)
+            for file, place in home.files.items()
+        }
+    )
+    await rain.order("assignment", moved.to_json())
+    await until(lambda: here._orders.assignment == moved, "the move is known")
+    assert await win(rain, here, 1000) == []
+    rain.clock.now_ms = SECOND_SLOT_MS
+    await until(lambda: here.counts().files_active == 2, "the moved files are open")
+    assert {file for file, _ in await win(rain, here, 2000)} == {102}
+    await here.drain()
+
+
+async def test_another_scheme_for_a_later_slot_is_fetched_ahead_and_served(rain: Rain) -> None:
+    """R42."""
+    first = mint_fake(rain.objects, 1)
+    second = mint_fake(rain.objects, 2)
+    await rain.open_campaign(first)
+    files = dict(placed(first).files) | dict(placed(second).files)
+    await rain.order("assignment", Assignment(files).to_json())
+    pod = rain.pod()
+    await pod.start()
+    assert {file // 100 for file, _ in await win(rain, pod, 1000)} == {1}
+    revision = await rain.order("active", {"1": 1, "2": 2})
+    document = f"campaigns/{CAMPAIGN}/active"
+    for _ in range(200):
+        if (await acked(rain, document)).get("revision") == revision:
+            break
+        await asyncio.sleep(0.01)
+    assert {file for file in pod.shelf.files if file >= 200} == {202, 203}
+    assert {file // 100 for file, _ in await win(rain, pod, 1000)} == {1}
+    rain.clock.now_ms = SECOND_SLOT_MS
+    await until(lambda: set(pod.shelf.cursors) == {202, 203}, "the slot's files are open")
+    assert {file for file, _ in await win(rain, pod, 1000)} == {202}
+    await pod.drain()
+
+
+async def test_switches_act_and_are_acknowledged(rain: Rain) -> None:
+    """R30, F17."""
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    revision = await rain.switch("shake_pause", True)
+    await until(lambda: shake(pod).outcome == pb.SLOW_DOWN, "the pause is obeyed")
+    for _ in range(200):
+        if await acked(rain, "switches/shake_pause"):
+            break
+        await asyncio.sleep(0.01)
+    assert await acked(rain, "switches/shake_pause") == {"revision": revision}
+    await rain.switch("shake_pause", False)
+    await until(lambda: shake(pod).outcome != pb.SLOW_DOWN, "the pause is over")
+    await pod.drain()
+
+
+async def test_a_switch_ends_by_itself_when_its_time_is_over(rain: Rain) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    await rain.switch("shake_pause", True, expires_at_ms=START_MS + 500)
+    await until(lambda: shake(pod).outcome == pb.SLOW_DOWN, "the pause is obeyed")
+    rain.clock.now_ms = START_MS + 500
+    await until(lambda: shake(pod).outcome != pb.SLOW_DOWN, "the pause is over")
+    await pod.drain()
+
+
+@pytest.mark.parametrize("key", ["switches/of_tomorrow", "switches/settle_pause"])
+async def test_switches_of_others_are_neither_obeyed_nor_acknowledged(rain: Rain, key: str) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    await rain.switch(key.removeprefix("switches/"), True)
+    await rain.switch("exposure_only", True)
+    await until(lambda: pod.service._controls.exposure_only, "the next switch is obeyed")
+    await asyncio.sleep(0.02)
+    assert await acked(rain, key) == {}
+    await pod.drain()
+
+
+@pytest.mark.parametrize("document", ["timeline", "active", "assignment", "quota"])
+@pytest.mark.parametrize("value", [b"{", b"[]", b'{"files": 1, "slots": 2, "x": "y"}', b"\xff"])
+async def test_a_broken_document_changes_nothing(rain: Rain, document: str, value: bytes) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    await rain.order("quota", {"opens_per_s": 500})
+    pod = rain.pod()
+    await pod.start()
+    before = pod._orders
+    pod._on_change(Versioned(f"campaigns/{CAMPAIGN}/{document}", value, 99))
+    assert pod._orders is before
+    assert await win(rain, pod, 500)
+    await pod.drain()
+
+
+async def test_the_quota_is_shared_by_files(rain: Rain) -> None:
+    """R18: half of the slot's files, half of the opens."""
+    manifest = mint_fake(rain.objects)
+    mine = dict(placed(manifest).files)
+    mine[101] = Placement(1, 2, 1, 2)
+    await rain.open_campaign(manifest, Assignment(mine))
+    pod = rain.pod()
+    await pod.start()
+    await rain.order("quota", {"opens_per_s": 20})
+    await until(lambda: pod.service._controls.quota_per_s == 10, "the quota is known")
+    assert len(await win(rain, pod, 2000)) <= 22
+    await pod.drain()
+
+
+async def test_a_broken_file_is_refused_named_in_the_ack_and_the_others_are_served(
+    rain: Rain,
+) -> None:
+    """F19."""
+    manifest = mint_fake(rain.objects)
+    await rain.open_campaign(manifest)
+    name = manifest.files[0].name
+    good = rain.objects.objects[name]
+    rain.objects.broken[name] = good[:-1] + b"\0"
+    pod = rain.pod()
+    await pod.start()
+    assert {file for file, _ in await win(rain, pod, 500)} == {101}
+    document = f"campaigns/{CAMPAIGN}/assignment"
+    refused = (await acked(rain, document))["refused"]
+    assert list(refused) == ["100"]
+    assert "sha256" in refused["100"]
+    assert pod.counts().files_refused == 1
+    del rain.objects.broken[name]
+    rain.clock.now_ms += 1000
+    await until(lambda: pod.counts().files_refused == 0, "a repaired file is taken")
+    await pod.drain()
+
+
+async def test_a_pod_whose_later_start_is_known_issues_nothing_more(rain: Rain) -> None:
+    """F7 in small."""
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    assert await win(rain, pod, 500)
+    await rain.store.put("pods/1/epoch", b"2")
+    await until(lambda: pod.superseded, "the later epoch is known")
+    assert await win(rain, pod, 200) == []
+    await pod.drain()
+
+
+class DeadCoordination:
+    """Is a coordination store that nobody reaches."""
+
+    async def read_prefix(self, prefix: str) -> list[Versioned]:
+        raise Transient("unreachable")
+
+    async def put(self, key: str, value: bytes) -> Versioned:
+        raise Transient("unreachable")
+
+
+async def test_a_pod_that_starts_while_coordination_is_away_obeys_its_last_orders(
+    rain: Rain,
+) -> None:
+    """Design §6: last known good on restart."""
+    await rain.open_campaign(mint_fake(rain.objects))
+    await rain.switch("issue_speed", 0.5)
+    first = rain.pod(limits=replace(SMALL, start_wait_s=0.3))
+    await first.start()
+    memory = rain.folder / "pod-1" / "orders.json"
+    await until(lambda: memory.exists() and "issue_speed" in memory.read_text(), "remembered")
+    await first.drain()
+    second = rain.pod(limits=replace(SMALL, start_wait_s=0.3))
+    second._watch._coordination = DeadCoordination()  # type: ignore[misc, assignment]
+    await second.start()
+    assert second.service._controls.speed == 0.5
+    assert await win(rain, second, 1000)
+    await second.drain()
+
+
+async def test_a_pod_answers_two_methods_and_shows_no_key(rain: Rain) -> None:
+    """R44."""
+    pod = rain.pod()
+    assert repr(PodKeys(BINDING_KEY, SESSION_KEY, b"v" * 32, {})) == "PodKeys(…)"
+    assert [method.path for method in pod.methods] == [
+        "/hongbao.v1.Access/OpenSession",
+        "/hongbao.v1.Access/Shake",
+    ]
+
+
+async def test_tokens_name_the_pod_its_epoch_and_the_files_claims_shard(rain: Rain) -> None:
+    manifest = mint_fake(rain.objects)
+    await rain.open_campaign(manifest)
+    pod = rain.pod()
+    await pod.start()
+    rain.clock.now_ms += 200
+    reply = shake(pod)
+    head = parse_claim_head(reply.claim_token)
+    assert head is not None
+    assert (head.pod, head.epoch) == (1, rain.epochs)
+    assert head.claims_shard == manifest.files[0].claims_shard
+    assert manifests.manifest_name(CAMPAIGN, 1) in rain.objects.fetched
+    await pod.drain()
