@@ -143,3 +143,4 @@ def _check_records(name: str, data: mmap.mmap, header: FileHeader) -> None:
             digest.update(view[start : start + HASH_CHUNK_BYTES])
     if digest.digest() != header.sha256:
         raise Corrupt(f"{name}: sha256: the records are not those that were minted")
+    data.madvise(mmap.MADV_DONTNEED)  # clean pages: the page cache keeps them, this process not
