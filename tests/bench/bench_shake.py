@@ -1,0 +1,138 @@
+"""shake_grpc_per_core, shake_json_per_core, access_private_mib, overload_goodput."""
+
+import asyncio
+from contextlib import ExitStack
+
+from tests.bench import peers
+from tests.bench.drive import Drive, drive
+from tests.bench.pinned import private_mib
+from tests.bench.results import Result, compare
+from tests.bench.scale import Run, Scale, describe, rates, try_peer
+from tests.bench.servers import ACCESS, Servers, servers
+
+PATH = "/hongbao.v1.Access/Shake"
+TARGET_PER_S, TARGET_RATIO = 20e3, 5.0
+PRIVATE_MIB, GOODPUT = 200.0, 0.9
+PEER_PACE_PER_S = 10_000
+OVERLOAD = 5
+OVERLOAD_CONNECTIONS = 64
+GRPCIO = "same handler on grpcio aio"
+
+
+async def bench_shake(scale: Scale) -> list[Result]:
+    """Shake by gRPC and JSON, beside the same handler on grpcio and a fixed answer of nginx."""
+    async with (
+        servers(scale.folder / "ours", scale.packets) as ours,
+        servers(
+            scale.folder / "peer",
+            scale.packets // 5,
+            campaign="bench-peer",
+            pace_per_s=PEER_PACE_PER_S,
+        ) as other,
+        other.grpcio_instead() as (peer_port, _),
+    ):
+        ours.put_on_server_core(ACCESS)
+        other.put_on_server_core()
+        rows = await asyncio.to_thread(_measure, scale, ours, other, peer_port)
+        capacity = max(rates(rows[0]))
+        return [
+            *_rows(*rows),
+            _memory_row(ours, scale),
+            await asyncio.to_thread(_overload_row, scale, ours, capacity),
+        ]
+
+
+Rounds = tuple[list[Run], list[Run], list[Run], list[Run], str]
+
+
+def _measure(scale: Scale, ours: Servers, other: Servers, peer_port: int) -> Rounds:
+    """Measure all sides in turn, round by round."""
+    shakes, others, bodies = ours.shake_file(), other.shake_file(), ours.json_shake_file()
+    url, port = f"/v1/campaigns/{ours.campaign}:shake", ours.port(ACCESS)
+    grpc: list[Run] = []
+    json: list[Run] = []
+    peer: list[Run] = []
+    limit: list[Run] = []
+    with ExitStack() as stack:
+        nginx_port, skipped = try_peer(stack, lambda: peers.nginx(scale.folder))
+        for _ in range(scale.rounds):
+            grpc.append(drive(Drive(port, PATH, str(shakes), scale.seconds)))
+            peer.append(drive(Drive(peer_port, PATH, str(others), scale.seconds)))
+            json.append(drive(Drive(port, url, str(bodies), scale.seconds, as_json=True)))
+            if nginx_port is not None:
+                plan = Drive(nginx_port, PATH, str(shakes), scale.seconds, as_json=True)
+                limit.append(drive(plan))
+    return grpc, json, peer, limit, skipped
+
+
+def _rows(
+    grpc: list[Run], json: list[Run], peer: list[Run], limit: list[Run], skipped: str
+) -> list[Result]:
+    peer_note = f" | peer: {describe(peer)}"
+    return [
+        compare(
+            "shake_grpc_per_core",
+            "shakes/s",
+            rates(grpc),
+            GRPCIO,
+            rates(peer),
+            target=TARGET_PER_S,
+            target_ratio=TARGET_RATIO,
+            note=describe(grpc) + peer_note,
+        ),
+        compare(
+            "shake_json_per_core",
+            "shakes/s",
+            rates(json),
+            f"{GRPCIO}, by gRPC",
+            rates(peer),
+            note=describe(json),
+        ),
+        compare(
+            "shake_grpc_of_limit",
+            "shakes/s",
+            rates(grpc),
+            "nginx, HTTP/2, fixed answer",
+            rates(limit),
+            note=skipped,
+        ),
+    ]
+
+
+def _memory_row(ours: Servers, scale: Scale) -> Result:
+    """Measure behind the shakes: the ticket files are mapped and were read from."""
+    private, mapped = private_mib(ours.pid(ACCESS))
+    return compare(
+        "access_private_mib",
+        "MiB",
+        [private],
+        target=PRIVATE_MIB,
+        lower_is_better=True,
+        note=f"{scale.packets:,} tickets mapped; {mapped:.0f} MiB of clean file pages beside it",
+    )
+
+
+def _overload_row(scale: Scale, ours: Servers, capacity_per_s: float) -> Result:
+    """Ask for five times the capacity, open loop: answers that are good within a second."""
+    shakes, port = str(ours.shake_file()), ours.port(ACCESS)
+    runs = [
+        drive(
+            Drive(
+                port,
+                PATH,
+                shakes,
+                scale.seconds,
+                connections=OVERLOAD_CONNECTIONS,
+                per_s=OVERLOAD * capacity_per_s,
+            )
+        )
+        for _ in range(scale.rounds)
+    ]
+    sent = sum(run["sent_per_s"] for run in runs) / len(runs)
+    return compare(
+        "overload_goodput",
+        "of capacity",
+        [run["good_per_s"] / capacity_per_s for run in runs],
+        target=GOODPUT,
+        note=f"capacity {capacity_per_s:,.0f}/s, sent {sent:,.0f}/s; {describe(runs)}",
+    )
