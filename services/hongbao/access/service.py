@@ -163,24 +163,31 @@ class ShakeService:
         self._allowance -= 1.0
         self._cap.add(user)
         self.outcomes[PACKET] += 1
-        sponsor = record[4] << 8 | record[5]  # domain/ticket.py RECORD
-        return ShakeReply(
-            outcome=PACKET,
-            claim_token=seal_claim(
-                self._binding_key,
-                self._campaign_hash,
-                self._pod,
-                self._epoch,
-                cursor.file.claims_shard,
-                self._expiry_s,
-                record,
-                user,
-            ),
-            sponsor=sponsor,
-            resource=self._resources.get(sponsor, ""),
-            retry_after_ms=self._next_wait_ms(),
-            tuning=self._tuning,
+        reply = ShakeReply()
+        reply.CopyFrom(self._winning_reply(record[4] << 8 | record[5]))  # domain/ticket.py RECORD
+        reply.retry_after_ms = self._next_wait_ms()
+        reply.claim_token = seal_claim(
+            self._binding_key,
+            self._campaign_hash,
+            self._pod,
+            self._epoch,
+            cursor.file.claims_shard,
+            self._expiry_s,
+            record,
+            user,
         )
+        return reply
+
+    def _winning_reply(self, sponsor: int) -> ShakeReply:
+        """Return what a sponsor's winning replies share: copying is cheaper than building."""
+        reply = self._winning.get(sponsor)
+        if reply is None:
+            resource = self._resources.get(sponsor, "")
+            reply = ShakeReply(
+                outcome=PACKET, sponsor=sponsor, resource=resource, tuning=self._tuning
+            )
+            self._winning[sponsor] = reply
+        return reply
 
     def _advance(self, now_ms: int) -> None:
         """Move to another millisecond: open or close the slot, let more packets leave."""
@@ -315,5 +322,6 @@ class ShakeService:
             for each, share in zip(shown, cycle(JITTER), strict=False)
         ]
         self._next_nothing = cycle(replies).__next__
+        self._winning: dict[int, ShakeReply] = {}
         self._resources = {each.sponsor: each.resource for each in reversed(exposures)}
         self._shown_slot = slot
