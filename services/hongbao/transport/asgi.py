@@ -85,6 +85,7 @@ def make_app(
     """
     routes = dispatcher.routes
     answer = dispatcher.answer
+    admission = dispatcher.admission
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -94,6 +95,8 @@ def make_app(
             return await send_failure(send, failure_of(Unimplemented("no such method")))
         began = monotonic()
         try:
+            if admission.shedding:
+                admission.check_early(route.priority, began)
             event = await receive()
             payload = await read_payload(event, receive, limits.request_bytes_max)
             if payload is None:

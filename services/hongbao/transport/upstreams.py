@@ -156,7 +156,9 @@ def http2() -> Json:
 
 
 def retry_policy(upstream: Upstream) -> Json:
-    """Build the retries of a route: other hosts first, jittered, bounded."""
+    """Build the retries of a route: another host, then another zone; jittered, bounded."""
+    predicate = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    priority = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
     return {
         "retry_on": "unavailable,connect-failure,refused-stream,reset",
         "num_retries": upstream.retries_max,
@@ -166,10 +168,11 @@ def retry_policy(upstream: Upstream) -> Json:
         "retry_host_predicate": [
             {
                 "name": "envoy.retry_host_predicates.previous_hosts",
-                "typed_config": {
-                    "@type": TYPE
-                    + "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
-                },
+                "typed_config": {"@type": TYPE + predicate},
             }
         ],
+        "retry_priority": {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": {"@type": TYPE + priority, "update_frequency": 2},
+        },
     }

@@ -1,0 +1,136 @@
+"""Services that other processes answer: zones, retries, ejection, and what callers see."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from hongbao.domain.errors import Overloaded, Rejected, Transient
+from hongbao.proto.v1 import redeem_pb2
+from hongbao.transport.admission import Admission
+from hongbao.transport.dispatcher import Dispatcher, Method
+from hongbao.transport.grpc_server import GrpcServer, start_grpc_server
+from hongbao.transport.metrics import CallMetrics
+from hongbao.transport.upstreams import Endpoint, Upstream
+
+from tests.transport.gateway import Gateway, free_port, gateway_config, running_gateway
+
+OPEN = "/hongbao.v1.Redeem/Open"
+Handler = Callable[[redeem_pb2.OpenRequest], Awaitable[redeem_pb2.OpenReply]]
+
+
+class Redeem:
+    """Is a redeem process that counts, and fails as it is told."""
+
+    def __init__(self, amount_fen: int, error: Exception | None = None) -> None:
+        self.amount_fen = amount_fen
+        self.error = error
+        self.calls = 0
+
+    async def open(self, request: redeem_pb2.OpenRequest) -> redeem_pb2.OpenReply:
+        self.calls += 1
+        if self.error is not None:
+            raise self.error
+        return redeem_pb2.OpenReply(outcome=redeem_pb2.OPENED, amount_fen=self.amount_fen)
+
+    async def start(self) -> GrpcServer:
+        method = Method(OPEN, redeem_pb2.OpenRequest, redeem_pb2.OpenReply, self.open)
+        dispatcher = Dispatcher([method], Admission(), CallMetrics())
+        services = ("hongbao.v1.Redeem",)
+        return await start_grpc_server(dispatcher, "127.0.0.1:0", services=services)
+
+
+@asynccontextmanager
+async def gateway_to(folder: Path, *redeems: tuple[str, Redeem]) -> AsyncIterator[Gateway]:
+    """Run a gateway of zone a in front of redeem processes of the given zones."""
+    servers = [(zone, await redeem.start()) for zone, redeem in redeems]
+    endpoints = tuple(Endpoint("127.0.0.1", server.port, zone) for zone, server in servers)
+    upstream = Upstream("redeem", ("hongbao.v1.Redeem",), endpoints, embedded=False)
+    try:
+        async with running_gateway(
+            gateway_config(folder, upstreams=(upstream,)), folder
+        ) as running:
+            await wait_healthy(running, len(endpoints))
+            yield running
+    finally:
+        for _, server in servers:
+            await server.drain(grace_s=0)
+
+
+async def wait_healthy(gateway: Gateway, count: int) -> None:
+    name = "cluster.redeem.membership_healthy"
+    for _ in range(100):
+        statistics = await gateway.admin.statistics(f"^{name}$|health_check.success")
+        if statistics.get("cluster.redeem.health_check.success", 0) >= count:
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("the upstreams did not become healthy")
+
+
+async def open_many(gateway: Gateway, count: int) -> list[int]:
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        answers = [await client.post("/v1/campaigns/ny:open", json={}) for _ in range(count)]
+    return [answer.json().get("amountFen", answer.status_code) for answer in answers]
+
+
+async def test_calls_stay_in_the_own_zone_and_leave_it_when_it_is_lost(tmp_path: Path) -> None:
+    near, far = Redeem(1), Redeem(2)
+    async with gateway_to(tmp_path, ("a", near), ("b", far)) as gateway:
+        assert await open_many(gateway, 10) == [1] * 10
+        near.error = Transient("the zone is lost")
+        assert await open_many(gateway, 10) == [2] * 10  # by retries at first, then by ejection
+        assert near.calls < 20
+
+
+async def test_an_unavailable_process_is_not_seen_by_callers(tmp_path: Path) -> None:
+    """R26: one of three in the own zone answers nothing good, every call succeeds."""
+    bad, good, better = Redeem(0, Transient("no")), Redeem(1), Redeem(1)
+    async with gateway_to(tmp_path, ("a", bad), ("a", good), ("a", better)) as gateway:
+        assert await open_many(gateway, 40) == [1] * 40
+        ejected = await gateway.admin.statistics("redeem.outlier_detection.ejections_active")
+    assert sum(ejected.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Overloaded("behind"), 429), (Rejected("never"), 400)]
+)
+async def test_shed_and_rejected_calls_are_not_retried(
+    tmp_path: Path, error: Exception, status: int
+) -> None:
+    one, two = Redeem(0, error), Redeem(0, error)
+    async with gateway_to(tmp_path, ("a", one), ("b", two)) as gateway:
+        assert await open_many(gateway, 5) == [status] * 5
+    assert one.calls + two.calls == 5
+
+
+async def test_errors_of_an_upstream_keep_their_shape(tmp_path: Path) -> None:
+    async with (
+        gateway_to(
+            tmp_path, ("a", Redeem(0, Rejected("no token", field="claim_token")))
+        ) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as client,
+    ):
+        body = (await client.post("/v1/campaigns/ny:open", json={})).json()
+        twice = await client.post("/v1/campaigns/ny:open", content=b'{"session":"","session":""}')
+    assert (body["code"], body["message"]) == (3, "no token")
+    assert body["details"][1]["fieldViolations"][0]["field"] == "claim_token"
+    assert twice.status_code == 400
+
+
+async def test_no_upstream_left_is_told_as_unavailable(tmp_path: Path) -> None:
+    upstream = Upstream(
+        "redeem", ("hongbao.v1.Redeem",), (Endpoint("127.0.0.1", free_port(), "a"),)
+    )
+    config = gateway_config(tmp_path, upstreams=(upstream,))
+    async with (
+        running_gateway(config, tmp_path) as gateway,
+        httpx.AsyncClient(base_url=gateway.url) as client,
+        grpc.aio.insecure_channel(gateway.address) as channel,
+    ):
+        answer = await client.post("/v1/campaigns/ny:open", json={})
+        assert (answer.status_code, answer.json()["code"]) == (503, 14)
+        assert set(answer.json()) == {"code", "message", "details"}
+        assert await channel.unary_unary(OPEN)(b"").code() is grpc.StatusCode.UNAVAILABLE
