@@ -28,7 +28,8 @@ class SqlFund:
         """
         with sql.writing(self._engine) as connection:
             statement = sql.insert(connection, sql.fundings).on_conflict_do_nothing()
-            if connection.execute(statement, asdict(movement)).rowcount == 1:
+            statement = statement.returning(sql.fundings.c.reference)
+            if connection.execute(statement, asdict(movement)).one_or_none():
                 _book(connection, [movement])
                 return True
             known = sa.select(sql.fundings).where(sql.fundings.c.reference == movement.reference)

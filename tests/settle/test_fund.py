@@ -1,0 +1,116 @@
+"""Proves sponsors' money: pay-ins once, refunds once, never more than nobody claimed."""
+
+import pytest
+import sqlalchemy as sa
+from hongbao.adapters import sql
+from hongbao.adapters.sql_fund import SqlFund
+from hongbao.adapters.sql_ledger import SqlLedger
+from hongbao.domain.errors import Rejected
+from hongbao.settle.fund import Closing, FundMovement, Minted, Pool, plan_pay_in
+from hongbao.settle.ports import Posting, Quarantined, Transfer, TransferState
+from hypothesis import given
+from hypothesis import strategies as st
+
+AT_MS = 1_700_000_000_000
+MINTED = Minted({1: 1000, 2: 500})
+
+
+def pay_in(sponsor: int, fen: int, reference: str) -> FundMovement:
+    return FundMovement(reference, "pay-in", sponsor, fen, AT_MS)
+
+
+def transfer(serial: int, sponsor: int, fen: int) -> Transfer:
+    return Transfer(serial, 7, sponsor, 1, 1, fen, AT_MS)
+
+
+def accounts(engine: sa.Engine) -> dict[tuple[int, int], tuple[int, int]]:
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(sql.accounts)).all()
+    return {(row.kind, row.owner): (row.debited_fen, row.credited_fen) for row in rows}
+
+
+def test_a_pay_in_counts_once_by_its_reference(engine: sa.Engine) -> None:
+    fund = SqlFund(engine)
+    assert fund.pay_in(pay_in(1, 1000, "r1"))
+    assert not fund.pay_in(pay_in(1, 1000, "r1"))
+    assert fund.pay_in(pay_in(1, 50, "r2"))
+    assert fund.pools() == [Pool(1, paid_in_fen=1050)]
+    assert accounts(engine) == {(0, 0): (1050, 0), (1, 1): (0, 1050)}
+
+
+@pytest.mark.parametrize("other", [pay_in(1, 999, "r1"), pay_in(2, 1000, "r1")])
+def test_a_reference_of_another_movement_is_refused(engine: sa.Engine, other: FundMovement) -> None:
+    fund = SqlFund(engine)
+    fund.pay_in(pay_in(1, 1000, "r1"))
+    with pytest.raises(Rejected, match="r1"):
+        fund.pay_in(other)
+
+
+@pytest.mark.parametrize(
+    ("reference", "sponsor", "fen", "field"),
+    [
+        ("", 1, 5, "reference"),
+        ("a\n", 1, 5, "reference"),
+        ("x" * 101, 1, 5, "reference"),
+        ("refund/1/1", 1, 5, "reference"),
+        ("r", 3, 5, "sponsor"),
+        ("r", 1, 0, "amount"),
+        ("r", 1, -5, "amount"),
+    ],
+)
+def test_a_wrong_pay_in_names_the_field(reference: str, sponsor: int, fen: int, field: str) -> None:
+    with pytest.raises(Rejected) as caught:
+        plan_pay_in(reference, sponsor, fen, {1: 1000, 2: 500}, AT_MS)
+    assert caught.value.field == field
+
+
+def test_refunds_keep_back_what_was_paid_promised_or_quarantined(engine: sa.Engine) -> None:
+    """R36: deposit − credited − pending − quarantined; twice changes nothing."""
+    fund, ledger = SqlFund(engine), SqlLedger(engine)
+    fund.pay_in(pay_in(1, 1000, "r1"))
+    fund.pay_in(pay_in(2, 500, "r2"))
+    credited, pending = TransferState.CREDITED, TransferState.PENDING
+    held = Quarantined(0, 0, 0, 30, 7, 1, 90, 40, "amount_differs", "{}")
+    paid_later = held._replace(entry=1, serial=10, held_fen=300)
+    ledger.post(Posting(0, 0, 1, credited, AT_MS, [transfer(10, 1, 300)], [held, paid_later]))
+    ledger.post(Posting(0, 1, 2, pending, AT_MS, [transfer(11, 1, 60)], []))
+    assert fund.pending_transfers() == 1
+    first = fund.refund(MINTED, AT_MS)
+    assert [(one.sponsor, one.amount_fen) for one in first] == [(1, 600), (2, 500)]
+    assert fund.refund(MINTED, AT_MS) == []
+    assert [pool.balance_fen for pool in fund.pools()] == [0, 0]
+    assert accounts(engine)[0, 0] == (1500, 1100)
+    debits, credits = zip(*accounts(engine).values(), strict=True)
+    assert sum(debits) == sum(credits)
+
+
+def test_a_refused_payment_is_kept_back_as_quarantine_not_as_pending(engine: sa.Engine) -> None:
+    fund, ledger, one = SqlFund(engine), SqlLedger(engine), transfer(10, 1, 300)
+    fund.pay_in(pay_in(1, 1000, "r1"))
+    ledger.post(Posting(0, 0, 1, TransferState.PENDING, AT_MS, [one], []))
+    ledger.refuse(one, Quarantined(0, 10, -1, 10, 7, 1, 300, 300, "sink_refused", "{}"), AT_MS)
+    assert fund.pools() == [Pool(1, paid_in_fen=1000, held_fen=300)]
+
+
+@given(
+    paid_in=st.integers(0, 2000),
+    minted=st.integers(0, 1000),
+    shares=st.tuples(*[st.integers(0, 400)] * 3),
+)
+def test_a_refund_never_passes_the_balance_nor_what_nobody_claimed(
+    paid_in: int, minted: int, shares: tuple[int, int, int]
+) -> None:
+    credited, pending, held = shares
+    pool = Pool(1, paid_in, credited, pending, held)
+    fen = Minted({1: minted}).refundable_fen(pool)
+    assert 0 <= fen <= max(0, pool.balance_fen)
+    assert fen <= max(0, minted - credited - pending - held)
+    after = Pool(1, paid_in, credited, pending, held, refunded_fen=fen)
+    assert Minted({1: minted}).refundable_fen(after) == 0
+
+
+def test_refunds_wait_for_the_end_for_settlement_and_for_the_sink() -> None:
+    ready = Closing(AT_MS, AT_MS - 5000, 5000, {0: 0, 1: 0}, 0)
+    assert ready.problems() == []
+    early = Closing(AT_MS, AT_MS - 4999, 5000, {0: 3, 1: 0}, 2)
+    assert len(early.problems()) == 3

@@ -1,0 +1,207 @@
+"""Proves the webhook sink against a real HTTP server that commits and then drops the connection."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+import sqlalchemy as sa
+from hongbao.adapters import sql
+from hongbao.adapters.sql_ledger import SqlLedger
+from hongbao.adapters.webhook import WebhookSink
+from hongbao.domain.errors import Transient
+from hongbao.settle.fund import Pool
+from hongbao.settle.payout import DEFER_MS, Payout
+from hongbao.settle.ports import Posting, SinkAnswer, Transfer, TransferState
+
+from tests.minted import CAMPAIGN
+from tests.settle.claims import OPENED_AT_MS, SteppedClock
+
+AMOUNT_FEN = 250
+
+
+@dataclass
+class Backend:
+    """Is a payment backend: keeps idempotency keys, and misbehaves as it is told."""
+
+    payments: dict[str, dict[str, object]] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    order: list[int] = field(default_factory=list)
+    drop_after_commit: int = 0  # so many calls commit, and their connection is cut
+    answer: int = 0  # answer every call with this status, and pay nothing
+    conflict: bool = False  # answer repeats with 409 and the first payment
+    url: str = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")[1:]
+                headers = dict(line.lower().split(": ", 1) for line in lines if line)
+                body = await reader.readexactly(int(headers["content-length"]))
+                status, reply = self.pay(headers["idempotency-key"], json.loads(body))
+                if status == 0:
+                    break
+                data = json.dumps(reply).encode()
+                head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(data)}\r\n\r\n".encode()
+                writer.write(head + data)
+                await writer.drain()
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    def pay(self, key: str, payment: dict[str, object]) -> tuple[int, dict[str, object]]:
+        self.calls[key] += 1
+        self.order.append(int(str(payment["amount_fen"])))
+        if self.answer:
+            return self.answer, {}
+        existed = key in self.payments
+        first = self.payments.setdefault(key, payment)
+        if self.drop_after_commit:
+            self.drop_after_commit -= 1
+            return 0, {}
+        if existed and self.conflict:
+            return 409, {**first, "paid_at": 1}
+        return (200, {"status": "exists"}) if existed else (201, {"status": "paid"})
+
+
+@pytest.fixture
+async def backend() -> AsyncIterator[Backend]:
+    made = Backend()
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/pay"
+    yield made
+    server.close()
+
+
+@pytest.fixture
+async def sink(backend: Backend) -> AsyncIterator[WebhookSink]:
+    async with WebhookSink(backend.url, CAMPAIGN, call_s_max=2, retry_s=0.001) as made:
+        yield made
+
+
+def transfer(serial: int, amount_fen: int = AMOUNT_FEN) -> Transfer:
+    return Transfer(serial, (1 << 60) + serial, 1, 1, 3, amount_fen, OPENED_AT_MS)
+
+
+def pending_ledger(engine: sa.Engine, *transfers: Transfer) -> SqlLedger:
+    ledger = SqlLedger(engine)
+    ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
+    return ledger
+
+
+def payout_of(ledger: SqlLedger, sink: WebhookSink, clock: SteppedClock | None = None) -> Payout:
+    wall_ms = (clock or SteppedClock()).wall_ms
+    return Payout(0, ledger, sink, wall_ms=wall_ms, campaign=CAMPAIGN)
+
+
+def states(engine: sa.Engine) -> dict[int, int]:
+    table = sql.transfers.c
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(table.serial, table.state)).all()
+    return {row.serial: row.state for row in rows}
+
+
+def user_credits(engine: sa.Engine) -> int:
+    table = sql.accounts.c
+    with engine.connect() as connection:
+        query = sa.select(sa.func.sum(table.credited_fen)).where(table.kind == 2)
+        return int(connection.execute(query).scalar() or 0)
+
+
+@pytest.mark.parametrize("conflict", [False, True])
+async def test_a_payment_whose_reply_was_lost_exists_and_is_credited_once(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink, conflict: bool
+) -> None:
+    """F6: the backend commits and drops the connection; the retry finds the payment there."""
+    backend.drop_after_commit, backend.conflict = 1, conflict
+    ledger = pending_ledger(sqlite_engine, transfer(1))
+    done = await payout_of(ledger, sink).step()
+    assert (done.paid, done.existed) == (0, 1)
+    assert backend.calls == {f"{CAMPAIGN}/1": 2}
+    assert len(backend.payments) == 1
+    assert states(sqlite_engine) == {1: TransferState.CREDITED}
+    assert user_credits(sqlite_engine) == AMOUNT_FEN
+
+
+async def test_a_crash_between_payment_and_credit_pays_nothing_more(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+) -> None:
+    """F6: killed after the backend paid, before the ledger knew."""
+    ledger = pending_ledger(sqlite_engine, transfer(1), transfer(2))
+    assert (await sink.pay(transfer(1))).answer is SinkAnswer.PAID
+    done = await payout_of(ledger, sink).step()
+    assert (done.paid, done.existed) == (1, 1)
+    assert (await payout_of(ledger, sink).step()).calls == 0
+    assert len(backend.payments) == 2
+    assert user_credits(sqlite_engine) == 2 * AMOUNT_FEN
+
+
+async def test_the_payment_names_campaign_user_and_amount_exactly(
+    backend: Backend, sink: WebhookSink
+) -> None:
+    await sink.pay(transfer(1))
+    payment = {"transfer": "1", "user": str((1 << 60) + 1), "sponsor": 1, "amount_fen": AMOUNT_FEN}
+    assert backend.payments == {f"{CAMPAIGN}/1": {"campaign": CAMPAIGN, **payment}}
+
+
+async def test_large_amounts_are_paid_first(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+) -> None:
+    """R53: the largest do not wait behind the many."""
+    ledger = pending_ledger(sqlite_engine, *(transfer(n, amount_fen=n) for n in range(1, 400)))
+    payout = payout_of(ledger, sink)
+    await payout.step()
+    assert min(backend.order) == 144
+    await payout.step()
+    assert len(backend.payments) == 399
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 408])
+async def test_a_backend_that_is_down_delays_and_loses_nothing(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink, status: int
+) -> None:
+    backend.answer = status
+    ledger, clock = pending_ledger(sqlite_engine, transfer(1)), SteppedClock()
+    payout = payout_of(ledger, sink, clock)
+    assert (await payout.step()).deferred == 1
+    assert backend.calls.total() == 4
+    assert (await payout.step()).calls == 0
+    backend.answer = 0
+    clock.now_ms += DEFER_MS + 1
+    assert (await payout.step()).paid == 1
+    assert states(sqlite_engine) == {1: TransferState.CREDITED}
+
+
+async def test_a_refused_payment_is_quarantined_with_what_the_backend_said(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+) -> None:
+    backend.answer = 422
+    ledger = pending_ledger(sqlite_engine, transfer(1))
+    assert (await payout_of(ledger, sink).step()).refused == 1
+    assert states(sqlite_engine) == {1: TransferState.REFUSED}
+    with sqlite_engine.connect() as connection:
+        row = connection.execute(sa.select(sql.quarantine)).one()
+    assert (row.reason, row.held_fen, row.serial) == ("sink_refused", AMOUNT_FEN, 1)
+    assert json.loads(row.evidence)["sink"].startswith("422")
+
+
+async def test_a_key_that_paid_something_else_is_refused(
+    backend: Backend, sink: WebhookSink
+) -> None:
+    backend.conflict = True
+    await sink.pay(transfer(1))
+    assert (await sink.pay(transfer(1, amount_fen=9))).answer is SinkAnswer.REFUSED
+
+
+async def test_no_backend_at_all_is_transient() -> None:
+    async with WebhookSink("http://127.0.0.1:1/pay", CAMPAIGN, retry_s=0.001) as sink:
+        with pytest.raises(Transient, match="tiny/1"):
+            await sink.pay(transfer(1))
+
+
+def test_a_pool_balance_counts_what_is_promised() -> None:
+    pool = Pool(1, paid_in_fen=100, credited_fen=10, pending_fen=5, held_fen=3, refunded_fen=2)
+    assert pool.balance_fen == 80

@@ -1,0 +1,201 @@
+"""Proves the loop around settlement: log to ledger, rules that change, pause, leases."""
+
+import asyncio
+import json
+import time
+from contextlib import suppress
+
+import pytest
+from hongbao.adapters.memory import MemoryStore
+from hongbao.api import switches
+from hongbao.domain.errors import Corrupt, Transient
+from hongbao.settle.host import SettleHost, SettleMember
+from hongbao.settle.memory import MemoryLedger
+from hongbao.settle.metrics import SettleMetrics
+from hongbao.settle.pause import PauseSwitch
+from hongbao.settle.ports import TransferState
+from hongbao.settle.rules import Rules, parse_active, parse_keys
+from hongbao.settle.run import Settlement, SettleTiming, log_lag
+from hongbao.settle.settler import Settler
+from hongbao.shards.block import ShardKey
+from hongbao.shards.ports import Versioned
+from prometheus_client import CollectorRegistry
+
+from tests.minted import CAMPAIGN, MintedCampaign
+from tests.settle.claims import (
+    SteppedClock,
+    blocks_of,
+    schemes_of,
+    shard_claims,
+    write_documents,
+    write_log,
+)
+
+FAST = SettleTiming(poll_s=0.005, retry_s=0.005)
+
+
+class Stage:
+    """Is a store, a ledger and whatever settles between them."""
+
+    def __init__(self, minted: MintedCampaign) -> None:
+        self.minted = minted
+        self.store = MemoryStore()
+        self.ledger = MemoryLedger()
+        self.clock = SteppedClock()
+        self.loads = 0
+        self.registry = CollectorRegistry()
+        self.metrics = SettleMetrics(self.registry)
+        self.rules = Rules(self.store, CAMPAIGN, self._load)
+        self.pause = PauseSwitch(self.store, "settle-a-0", self.clock.wall_ms)
+
+    async def _load(self) -> list[tuple[object, object]]:
+        self.loads += 1
+        return schemes_of(self.minted)  # type: ignore[return-value]
+
+    def settlement(self, shard: int = 0) -> Settlement:
+        credited, wall_ms = TransferState.CREDITED, self.clock.wall_ms
+        return Settlement(
+            self.store,
+            Settler(shard, self.ledger, state=credited, wall_ms=wall_ms),
+            self.rules,
+            paused=self.pause.paused,
+            counts=self.metrics,
+            timing=FAST,
+        )
+
+    async def until_settled(self, transfers: int) -> None:
+        for _ in range(2500):
+            if len(self.ledger.transfers) >= transfers:
+                return
+            await asyncio.sleep(0.002)
+        raise AssertionError(f"{len(self.ledger.transfers)} of {transfers} were settled in 5 s")
+
+
+@pytest.fixture
+async def stage(minted: MintedCampaign) -> Stage:
+    made = Stage(minted)
+    await write_documents(made.store, active={1: 1, 2: 1})
+    return made
+
+
+async def test_the_log_is_settled_up_to_the_applied_position_and_not_past_it(stage: Stage) -> None:
+    blocks = blocks_of(shard_claims(stage.minted, count=40))
+    await write_log(stage.store, 0, blocks[:4])
+    await write_log(stage.store, 0, blocks[4:], applied=False)
+    settlement = stage.settlement()
+    assert await settlement.step()
+    assert not await settlement.step()
+    assert stage.ledger.position(0) == 4
+    assert await log_lag(stage.store, 0, 4) == len(blocks) - 4
+    key = ShardKey("claims", 0)
+    await stage.store.put_many([(key.applied(one.position), b"\x01") for one in blocks[4:]])
+    assert await settlement.step()
+    assert len(stage.ledger.transfers) == 40
+    counted = stage.registry.get_sample_value("hongbao_settle_claims_total", {"outcome": "posted"})
+    assert counted == 40
+
+
+async def test_a_key_that_is_denied_meanwhile_is_not_paid_from_the_next_block_on(
+    stage: Stage,
+) -> None:
+    """F20: rules are read after the block that they judge; tables are loaded once."""
+    blocks = blocks_of(shard_claims(stage.minted, count=16))
+    settlement = stage.settlement()
+    await write_log(stage.store, 0, blocks[:2])
+    await settlement.step()
+    key_id = next(iter(stage.ledger.transfers.values())).key_id
+    await write_documents(stage.store, active={1: 1, 2: 1}, deny=[key_id])
+    await write_log(stage.store, 0, blocks[2:])
+    await settlement.step()
+    assert len(stage.ledger.transfers) == 8
+    assert {row.reason for row in stage.ledger.quarantine.values()} == {"key_denied"}
+    assert stage.loads == 1
+
+
+async def test_settlement_waits_while_a_scheme_is_active_that_is_not_stored(stage: Stage) -> None:
+    await write_documents(stage.store, active={1: 9, 2: 1})
+    await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
+    with pytest.raises(Transient, match="schemes \\[9\\]"):
+        await stage.settlement().step()
+    assert stage.ledger.position(0) == 0
+
+
+async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) -> None:
+    """R30: the switch; what was claimed meanwhile is credited afterwards."""
+    spec = switches.find_switch("settle_pause")
+    on = switches.Setting(True, "wang", "test", 0, None)
+    written = await stage.store.put(f"switches/{spec.name}", switches.setting_to_json(on))
+    running = asyncio.create_task(stage.settlement().run())
+    await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
+    await asyncio.sleep(0.05)
+    assert stage.ledger.transfers == {}
+    ack = await stage.store.read("acks/switches/settle_pause/settle-a-0")
+    assert json.loads(ack.value) == {"revision": written.revision}
+    await stage.store.delete(f"switches/{spec.name}")
+    await stage.until_settled(8)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_a_broken_switch_document_leaves_the_last_known_good(stage: Stage) -> None:
+    await stage.store.put("switches/settle_pause", b"{")
+    assert not await stage.pause.paused()
+
+
+@pytest.mark.parametrize("document", [b"{", b"[1]", b'{"a": 1}'])
+def test_a_broken_rules_document_is_corrupt(document: bytes) -> None:
+    with pytest.raises(Corrupt):
+        parse_active(Versioned("active", document, 3))
+    if document != b'{"a": 1}':
+        with pytest.raises(Corrupt):
+            parse_keys(Versioned("keys", document, 3))
+
+
+async def test_one_process_settles_all_shards_and_two_share_them(stage: Stage) -> None:
+    hosts = [
+        SettleHost(
+            stage.store,
+            SettleMember(f"settle-{zone}-0", zone, lease_ttl_s=0.4),
+            range(4),
+            stage.settlement,
+            time.monotonic,
+        )
+        for zone in "ab"
+    ]
+    for host_zone in "ab":
+        fact = {"process": f"settle-{host_zone}-0", "role": "settle"}
+        name = f"member/{fact['process']}"
+        if host_zone == "a":
+            await stage.store.acquire(name, "x", ttl_s=60, value=json.dumps(fact).encode())
+            await hosts[0].balance()
+            assert hosts[0].held_shards == [0, 1, 2, 3]
+        else:
+            await stage.store.acquire(name, "y", ttl_s=60, value=json.dumps(fact).encode())
+    for host in (*hosts, *hosts):
+        await host.balance()
+    assert [len(host.held_shards) for host in hosts] == [2, 2]
+    assert sorted(hosts[0].held_shards + hosts[1].held_shards) == [0, 1, 2, 3]
+    await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, 0, count=8)))
+    await write_log(stage.store, 1, blocks_of(shard_claims(stage.minted, 1, count=8)))
+    await stage.until_settled(16)
+    for host in hosts:
+        await host.stop()
+    assert await stage.store.read_prefix("lease/settle/") == []
+
+
+async def test_a_shard_whose_log_is_broken_stops_alone(stage: Stage) -> None:
+    key = ShardKey("claims", 0)
+    await stage.store.create(key.log(0), b"nonsense")
+    await stage.store.put_many([(key.applied(0), b"\x01")])
+    await write_log(stage.store, 1, blocks_of(shard_claims(stage.minted, 1, count=8)))
+    member = SettleMember("settle-a-0", "a", lease_ttl_s=0.2)
+    host = SettleHost(stage.store, member, range(2), stage.settlement, time.monotonic)
+    running = asyncio.create_task(host.run())
+    await stage.until_settled(8)
+    await asyncio.sleep(0.15)
+    assert host.held_shards == [1]
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert host.held_shards == []
