@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hongbao.access.pod import AccessPod, PodKeys
+from hongbao.adapters.memory import MemoryStore
 from hongbao.domain import manifest as manifests
 from hongbao.domain.assignment import Assignment, Placement
 from hongbao.domain.errors import Transient
@@ -24,6 +25,7 @@ from tests.access.rain import (
     SLOT_MS,
     SMALL,
     START_MS,
+    MemoryObjects,
     Rain,
     mint_fake,
     placed,
@@ -321,6 +323,77 @@ async def test_a_pod_whose_later_start_is_known_issues_nothing_more(rain: Rain) 
     await rain.store.put("pods/1/epoch", b"2")
     await until(lambda: pod.superseded, "the later epoch is known")
     assert await win(rain, pod, 200) == []
+    await pod.drain()
+
+
+class SlowObjects(MemoryObjects):
+    """Is an object store whose ticket files never arrive, once told so."""
+
+    stuck = False
+
+    async def fetch(self, name: str, path: Path) -> None:
+        if self.stuck:
+            await asyncio.sleep(3600)
+        await super().fetch(name, path)
+
+
+async def test_a_download_that_hangs_does_not_keep_a_slot_from_opening(rain: Rain) -> None:
+    objects = SlowObjects()
+    rain.objects = objects
+    first, second = mint_fake(objects, 1), mint_fake(objects, 2)
+    await rain.open_campaign(first)
+    pod = rain.pod()
+    await pod.start()
+    objects.stuck = True
+    files = dict(placed(first).files) | dict(placed(second).files)
+    await rain.order("assignment", Assignment(files).to_json())
+    await rain.order("active", {"1": 2, "2": 1})
+    await until(lambda: pod.counts().files_active == 0, "the slot's scheme is another one")
+    rain.clock.now_ms = SECOND_SLOT_MS
+    await until(lambda: set(pod.shelf.cursors) == {102, 103}, "the slot's files are open")
+    assert await win(rain, pod, 500)
+    await pod.drain()
+
+
+async def test_a_download_that_takes_too_long_is_given_up_and_named(rain: Rain) -> None:
+    objects = SlowObjects()
+    rain.objects = objects
+    await rain.open_campaign(mint_fake(objects))
+    objects.stuck = True
+    pod = rain.pod(limits=replace(SMALL, fetch_timeout_s=0.02))
+    await pod.start()
+    assert pod.counts().files_refused == 4
+    assert "did not arrive in time" in pod.shelf.refused[100]
+    await pod.drain()
+
+
+class CountingLog:
+    """Counts the writes to a log."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.scan, self.get, self.put_many = store.scan, store.get, store.put_many
+        self.store = store
+        self.writes = 0
+
+    async def create(self, key: bytes, value: bytes) -> bool:
+        self.writes += 1
+        return await self.store.create(key, value)
+
+
+async def test_shakes_touch_no_store_and_every_one_is_answered_and_counted(rain: Rain) -> None:
+    """R4, R5, R15: only windows are written, one for many records."""
+    await rain.open_campaign(mint_fake(rain.objects, records=1000))
+    log = CountingLog(rain.store)
+    pod = rain.pod(log=log)
+    await pod.start()
+    writes = log.writes
+    for user in range(1, 501):
+        rain.clock.now_ms += 1
+        shake(pod, user)
+    assert log.writes == writes
+    assert sum(pod.counts().outcomes.values()) == 500
+    won = await win(rain, pod, 6000)
+    assert log.writes - writes <= (len(won) + 100) // (SMALL.reserve_records // 2) + 3
     await pod.drain()
 
 

@@ -49,6 +49,9 @@ class AccessLimits:
     retry_s: float = 0.2
     """Pause before the same write, read or watch is tried again."""
 
+    fetch_timeout_s: float = 120.0
+    """How long one object may take to arrive, before the next one has its turn."""
+
     refetch_s: float = 5.0
     """Pause before a refused or missing ticket file is fetched again."""
 

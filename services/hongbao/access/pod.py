@@ -1,14 +1,15 @@
 """Owns an access pod: it puts orders, files, cursors and the shake service together.
 
-Everything from outside is an argument. Two loops beside the watch: one brings files and cursors
-to what the orders say, one reserves records ahead. Shakes are answered between them and never
-wait for either.
+Everything from outside is an argument. Loops beside the watch bring cursors to what the orders
+say, fetch files ahead, reserve records ahead and acknowledge. Shakes are answered between them
+and never wait for any.
 """
 
 import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from typing import Any, Final
 import structlog
 
 from hongbao.access import deploy, orders
+from hongbao.access.cursor import FileCursor
 from hongbao.access.limits import AccessLimits
 from hongbao.access.orders import Orders, Wanted
 from hongbao.access.service import Controls, ShakeService
@@ -125,6 +127,7 @@ class AccessPod:
         )
         self._low: Final = asyncio.Event()  # a window should be topped up
         self._changed: Final = asyncio.Event()  # the orders are others than at the last pass
+        self._fetch_due: Final = asyncio.Event()
         self._acks_due: Final = asyncio.Event()
         self._ready: Final = asyncio.Event()
         self.shelf: Final = FileShelf(
@@ -146,6 +149,8 @@ class AccessPod:
         )
         self._board: Final = switches.SwitchBoard()
         self._orders = Orders()
+        self._version = 0  # counts changes of orders and switches
+        self._fetched_version = -1  # up to which everything wanted is here or refused
         self._manifests: Final[dict[int, Manifest]] = {}
         self._manifest_not_before_s = 0.0
         self._pending: Final[dict[str, int]] = {}  # document → revision, obeyed with the next pass
@@ -205,7 +210,13 @@ class AccessPod:
     async def start(self) -> None:
         """Begin to follow the orders; return when the pod is ready, or on time-out."""
         await self._watch.recall()
-        for loop in (self._watch.run, self._follow_orders, self._reserve, self._acknowledge):
+        for loop in (
+            self._watch.run,
+            self._follow_orders,
+            self._fetch_ahead,
+            self._reserve,
+            self._acknowledge,
+        ):
             self._tasks.append(asyncio.create_task(self._guard(loop)))
         try:
             async with asyncio.timeout(self._limits.start_wait_s):
@@ -253,8 +264,10 @@ class AccessPod:
         except Corrupt as error:
             _log.error("document_refused", document=fact.key, reason=str(error))
             return
+        self._version += 1
         self._enforce()
         self._changed.set()
+        self._fetch_due.set()
 
     def _enforce(self) -> list[Wanted]:
         """Bring what is served to what the orders say of this moment; return the files wanted."""
@@ -267,9 +280,9 @@ class AccessPod:
         self.shelf.keep_serving({each.minted.file for each in wanted if each.served})
         if told.timeline is not None:
             self.service.set_timeline(told.timeline)
-        by_slot: dict[int, list[Any]] = {}
-        for file, cursor in sorted(self.shelf.cursors.items()):
-            by_slot.setdefault(self.shelf.files[file].slot, []).append(cursor)
+        by_slot: dict[int, list[FileCursor]] = {}
+        for _, cursor in sorted(self.shelf.cursors.items()):
+            by_slot.setdefault(cursor.file.slot, []).append(cursor)
         self.service.set_files(by_slot, orders.plan_exposures(told, manifests, self._weights))
         self.service.apply_controls(self._controls(now_ms))
         return wanted
@@ -298,31 +311,41 @@ class AccessPod:
         )
 
     async def _follow_orders(self) -> None:
-        """Bring files and cursors to what the orders say, again and again."""
+        """Bring cursors to what the orders say, again and again; never waits for a download."""
         while True:
             self._changed.clear()
-            pending = dict(self._pending)
-            worked = await self._pass()
-            if worked:
-                continue
-            if self._manifests.keys() >= set(self._orders.active.values()):
+            version, pending = self._version, dict(self._pending)
+            wanted = self._enforce()
+            await self.shelf.give_back()
+            await self.shelf.take_over([each.minted.file for each in wanted if self._opens(each)])
+            self._enforce()
+            self._low.set()
+            if self._fetched_version == version:
                 self._acknowledge_soon(pending)
-            if self._orders.timeline is not None and self._watch.complete:
-                self._ready.set()
-            try:
-                async with asyncio.timeout(self._limits.pass_ms / 1000):
-                    await self._changed.wait()
-            except TimeoutError:
-                continue
+                if self._orders.timeline is not None and self._watch.complete:
+                    self._ready.set()
+            await self._wait(self._changed)
 
-    async def _pass(self) -> bool:
-        """Do what is most urgent; False when nothing is left to do for these orders."""
-        wanted = self._enforce()
-        await self.shelf.give_back()
-        await self.shelf.take_over([each.minted.file for each in wanted if self._opens(each)])
-        self._enforce()
-        self._low.set()
-        return await self._fetch_manifest() or await self.shelf.fetch_next(wanted)
+    async def _fetch_ahead(self) -> None:
+        """Fetch what the orders will need, the most urgent first."""
+        while True:
+            self._fetch_due.clear()
+            version = self._version
+            worked = await self._fetch_manifest() or await self.shelf.fetch_next(self._enforce())
+            if worked:
+                self._changed.set()
+                continue
+            complete = self._manifests.keys() >= set(self._orders.active.values())
+            if complete and self._fetched_version != version:
+                self._fetched_version = version
+                self._changed.set()
+            await self._wait(self._fetch_due)
+
+    async def _wait(self, event: asyncio.Event) -> None:
+        """Wait for an event, or for the clock to have moved on."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.pass_ms / 1000):
+                await event.wait()
 
     def _acknowledge_soon(self, obeyed: Mapping[str, int]) -> None:
         for document, revision in obeyed.items():
@@ -346,9 +369,10 @@ class AccessPod:
             return False
         identity = self._identity
         try:
-            self._manifests[missing[0]] = await deploy.fetch_manifest(
-                self._stores.objects, identity.campaign, missing[0], self._verify_key
-            )
+            async with asyncio.timeout(self._limits.fetch_timeout_s):
+                self._manifests[missing[0]] = await deploy.fetch_manifest(
+                    self._stores.objects, identity.campaign, missing[0], self._verify_key
+                )
         except (HongbaoError, OSError) as error:
             self._manifest_not_before_s = self._monotonic_s() + self._limits.refetch_s
             _log.error("manifest_refused", scheme_number=missing[0], reason=str(error))

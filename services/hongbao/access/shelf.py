@@ -33,7 +33,10 @@ class Instance:
 
 
 class FileShelf:
-    """Holds checked files and their cursors. One event loop; one `tend` at a time."""
+    """Holds checked files and their cursors. One event loop.
+
+    `fetch_next` may run beside `give_back` and `take_over`, none beside itself.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class FileShelf:
         self._limits: Final = limits
         self._monotonic_s: Final = monotonic_s
         self._wake: Final = wake
+        self._opening: Final[set[int]] = set()
         self._leaving: Final[dict[int, FileCursor]] = {}
         self._not_before_s: Final[dict[int, float]] = {}
         self.files: Final[dict[int, TicketFile]] = {}
@@ -128,20 +132,23 @@ class FileShelf:
     async def _fetch(self, each: Wanted) -> None:
         file = each.minted.file
         try:
-            self.files[file] = await deploy_file(
-                self._objects, each.manifest, each.minted, self._verify_key, self._cache
-            )
-        except (HongbaoError, OSError) as error:
+            async with asyncio.timeout(self._limits.fetch_timeout_s):
+                self.files[file] = await deploy_file(
+                    self._objects, each.manifest, each.minted, self._verify_key, self._cache
+                )
+        except (HongbaoError, OSError) as error:  # a time-out is an OSError
             self._later(file, self._limits.refetch_s)
-            if self.refused.get(file) != str(error):
-                _log.error("ticket_file_refused", file=file, reason=str(error))
-            self.refused[file] = str(error)
+            reason = str(error) or f"{each.minted.name}: did not arrive in time"
+            if self.refused.get(file) != reason:
+                _log.error("ticket_file_refused", file=file, reason=reason)
+            self.refused[file] = reason
         else:
             self.refused.pop(file, None)
 
     async def _take_over(self, file: TicketFile) -> None:
         instance = self._instance
         cursor = FileCursor(file, self._log, instance.pod, instance.epoch, self._limits, self._wake)
+        self._opening.add(file.file)
         try:
             async with asyncio.timeout(self._limits.take_over_timeout_s):
                 await cursor.resume()
@@ -171,7 +178,7 @@ class FileShelf:
     def _forget(self, kept: Collection[int]) -> None:
         """Unmap files that nobody wants any more; their cursors must have gone."""
         for file in [file for file in self.files if file not in kept]:
-            if file in self.cursors or file in self._leaving:
+            if file in self.cursors or file in self._leaving or file in self._opening:
                 continue
             data = self.files.pop(file).data
             if isinstance(data, mmap.mmap):
