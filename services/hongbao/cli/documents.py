@@ -28,8 +28,13 @@ async def deploy_documents(
     active_scheme_number: int,
     plans: Iterable[MintPlan],
     pods: Sequence[AccessPod],
+    *,
+    replace_timeline: bool,
 ) -> None:
-    """Write timeline, active scheme, assignment and keys where absent (safe to repeat)."""
+    """Write timeline, active scheme, assignment and keys where absent (safe to repeat).
+
+    `replace_timeline`: the timeline is a new one that must hold, as for a rehearsal.
+    """
     files = [(file.file, file.slot, file.ticket_shard) for plan in plans for file in plan.files]
     active = {str(slot.slot): active_scheme_number for slot in timeline.slots}
     documents = {
@@ -38,6 +43,8 @@ async def deploy_documents(
         "assignment": plan_assignment(files, pods).to_json(),
         "keys": json.dumps({"allow": None, "deny": []}).encode(),
     }
+    if replace_timeline:
+        await coordination.put(f"campaigns/{campaign}/timeline", timeline.to_json())
     for name, value in documents.items():
         await coordination.compare_and_put(f"campaigns/{campaign}/{name}", value, revision=0)
 

@@ -26,17 +26,24 @@ from hongbao.cipher.key_lists import (
 )
 from hongbao.cipher.keyring import ROLE_SECRETS, new_keyring, read_public_key, write_keyring
 from hongbao.cli import minting
+from hongbao.cli.acks import wait_acked
 from hongbao.cli.campaign_input import require_campaign
 from hongbao.domain.errors import Transient
-from hongbao.domain.ids import KeyId
+from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.manifest import Manifest, parse_manifest
 from hongbao.domain.money import format_yuan
 from hongbao.domain.ticket import KEY_ID_MAX
+from hongbao.shards.ports import Coordination
 
 TRIES_MAX = 5
+WAIT_S = 10.0
 
 Run = Annotated[Path, typer.Option(help="The folder of the run to talk to.")]
 KeyIds = Annotated[list[str], typer.Argument(metavar="KEY...", help="Key ids: 7, or 20-30.")]
+
+WaitS = Annotated[
+    float, typer.Option(min=0, help="Wait so long until every redeem process obeys; 0: do not.")
+]
 
 app = typer.Typer(
     name="keys",
@@ -105,8 +112,8 @@ def list_keys(
 
 
 @app.command()
-def deny(key: KeyIds, run: Run = Path("out/run")) -> None:
-    """Stop every opening with these keys, at once and on every process.
+def deny(key: KeyIds, run: Run = Path("out/run"), wait_s: WaitS = WAIT_S) -> None:
+    """Stop every opening with these keys, and wait until no process opens with them.
 
     Examples:
 
@@ -115,7 +122,7 @@ def deny(key: KeyIds, run: Run = Path("out/run")) -> None:
         hongbao keys deny 20-30 41 --run out/run
     """
     ids = parse_key_ids(key)
-    _show_lists(asyncio.run(_change(run, lambda lists: deny_keys(lists, ids))))
+    _show_lists(asyncio.run(_change_run(run, lambda lists: deny_keys(lists, ids), wait_s)))
 
 
 @app.command()
@@ -130,6 +137,7 @@ def allow(
         bool, typer.Option("--all", help="Drop the allow list; denied keys stay denied.")
     ] = False,
     run: Run = Path("out/run"),
+    wait_s: WaitS = WAIT_S,
 ) -> None:
     """Take keys off the deny list (and put them on the allow list where there is one).
 
@@ -144,7 +152,9 @@ def allow(
     if every == bool(key) or (every and only):
         raise typer.BadParameter("name keys, or say --all")
     ids = parse_key_ids(key or [])
-    _show_lists(asyncio.run(_change(run, lambda lists: allow_keys(lists, ids, only=only))))
+    _show_lists(
+        asyncio.run(_change_run(run, lambda lists: allow_keys(lists, ids, only=only), wait_s))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,18 +200,30 @@ def _rows(manifest: Manifest, lists: KeyLists) -> list[_KeyRow]:
     ]
 
 
-async def _change(run: Path, edit: Callable[[KeyLists], KeyLists]) -> KeyLists:
-    """Edit the lists by compare and put, so that no other edit is lost."""
+async def _change_run(run: Path, edit: Callable[[KeyLists], KeyLists], wait_s: float) -> KeyLists:
     from hongbao.cli import stores
 
     async with stores.open_stores(run) as opened:
-        name = document_name(opened.campaign.campaign)
-        for _ in range(TRIES_MAX):
-            found = await opened.coordination.read(name)
-            lists = edit(parse_key_lists(found.value))
-            packed = pack_key_lists(lists)
-            if await opened.coordination.compare_and_put(name, packed, revision=found.revision):
-                return lists
+        campaign = opened.campaign.campaign
+        lists, revision = await change_key_lists(opened.coordination, campaign, edit)
+        if wait_s and opened.live:
+            document = document_name(campaign)
+            await wait_acked(opened.coordination, document, "redeem", revision, wait_s)
+        return lists
+
+
+async def change_key_lists(
+    coordination: Coordination, campaign: CampaignId, edit: Callable[[KeyLists], KeyLists]
+) -> tuple[KeyLists, int]:
+    """Edit the lists by compare and put, so that no other edit is lost; also tell the revision."""
+    name = document_name(campaign)
+    for _ in range(TRIES_MAX):
+        found = await coordination.read(name)
+        lists = edit(parse_key_lists(found.value))
+        packed = pack_key_lists(lists)
+        written = await coordination.compare_and_put(name, packed, revision=found.revision)
+        if written:
+            return lists, written.revision
     raise Transient(f"{name}: changed by others {TRIES_MAX} times in a row")
 
 

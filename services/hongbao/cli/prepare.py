@@ -14,9 +14,11 @@ from hongbao.cli.settings import UpSettings
 from hongbao.client.identity import TestIdentity
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Rejected
+from hongbao.domain.ids import KeyId
 from hongbao.domain.manifest import Manifest
 from hongbao.domain.plan import MintPlan
 from hongbao.domain.script import plan_campaign
+from hongbao.domain.ticket import KEY_ID_MAX
 from hongbao.mint.scheme import mint_scheme
 from hongbao.verify.scheme import verify_scheme
 
@@ -62,7 +64,7 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
     plans = plan_campaign(
         campaign, ticket_shards=settings.ticket_shards, claims_shards=settings.claims_shards
     )
-    _make_keys(run, campaign, plans)
+    _make_keys(run, campaign)
     _make_issuer(run, settings)
     keyring = role_keyring(run, "mint")
     manifests = []
@@ -86,11 +88,11 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
     )
 
 
-def _make_keys(run: RunDir, campaign: Campaign, plans: tuple[MintPlan, ...]) -> None:
+def _make_keys(run: RunDir, campaign: Campaign) -> None:
     if all((run.keys / f"{role}.keys").exists() for role in ROLES):
         return
-    key_ids = sorted({key for plan in plans for batch in plan.batches for key in batch.key_ids})
-    keyring = new_keyring(campaign.campaign, key_ids, os.urandom)
+    every_id = map(KeyId, range(1, KEY_ID_MAX + 1))  # a later re-plan needs keys of its own
+    keyring = new_keyring(campaign.campaign, every_id, os.urandom)
     secret = passphrase(run)
     for role in ROLES:
         write_keyring(run.keys / f"{role}.keys", keyring.for_role(role), secret)

@@ -114,6 +114,7 @@ async def rain(
             prepared.active_scheme_number,
             prepared.plans,
             pods,
+            replace_timeline=timeline.slots != campaign.slots,
         )
         await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
         await supervisor.start(up.of(role="access"))

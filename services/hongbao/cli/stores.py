@@ -39,7 +39,7 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
 
     Raises NotFound when the folder holds no run.
     """
-    run = RunDir(run_path.absolute())
+    run = RunDir(run_path.absolute())  # noqa: ASYNC240  (once, before anything waits)
     settings, _ = run.read_specs()
     campaign = require_campaign(settings.campaign)
     live = _answers(run.socket)

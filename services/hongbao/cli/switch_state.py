@@ -3,11 +3,10 @@
 A switch is effective where a process of its role has acknowledged the revision that set it.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from hongbao.api.switches import (
     ACKS,
@@ -19,11 +18,9 @@ from hongbao.api.switches import (
     setting_from_json,
     setting_to_json,
 )
-from hongbao.domain.errors import Corrupt, Transient
+from hongbao.cli.acks import of_role, read_living, wait_acked
+from hongbao.domain.errors import Corrupt
 from hongbao.shards.ports import Coordination, Versioned
-
-MEMBERS: Final = "lease/member/"
-LOOK_AGAIN_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +58,7 @@ async def observe_switches(coordination: Coordination, now_ms: int) -> list[Swit
     """Return every switch of the catalogue, in its order. Raises Corrupt for a broken one."""
     stored = {fact.key: fact for fact in await coordination.read_prefix(PREFIX)}
     acks = {fact.key: _revision(fact) for fact in await coordination.read_prefix(ACKS)}
-    roles = await _living(coordination)
+    roles = await read_living(coordination)
     return [_state(spec, stored.get(PREFIX + spec.name), acks, roles, now_ms) for spec in CATALOGUE]
 
 
@@ -74,37 +71,8 @@ async def write_setting(coordination: Coordination, spec: SwitchSpec, setting: S
 async def wait_effective(
     coordination: Coordination, spec: SwitchSpec, revision: int, wait_s: float
 ) -> list[str]:
-    """Wait until every living process of the role has acked; return their names.
-
-    Raises Transient with those that have not when the time is over: the switch stays set.
-    """
-    waiting: list[str] = []
-    try:
-        async with asyncio.timeout(wait_s):
-            while True:
-                living = _of_role(await _living(coordination), spec.role)
-                facts = await coordination.read_prefix(f"{ACKS}{spec.name}/")
-                acked = {_process(fact.key) for fact in facts if _revision(fact) >= revision}
-                waiting = [process for process in living if process not in acked]
-                if not waiting:
-                    return living
-                await asyncio.sleep(LOOK_AGAIN_S)
-    except TimeoutError:
-        raise Transient(
-            f"switch {spec.name} is set, but after {wait_s:g} s not yet effective on: "
-            f"{', '.join(waiting) or 'unknown'}"
-        ) from None
-
-
-async def _living(coordination: Coordination) -> dict[str, str]:
-    """Return the role of every living process, by name."""
-    roles = {}
-    for fact in await coordination.read_prefix(MEMBERS):
-        try:
-            roles[fact.key.removeprefix(MEMBERS)] = str(json.loads(fact.value)["role"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise Corrupt(f"{fact.key} does not name a role") from error
-    return roles
+    """Wait until every living process of the role has acked; see acks.wait_acked."""
+    return await wait_acked(coordination, PREFIX + spec.name, spec.role, revision, wait_s)
 
 
 def _state(
@@ -118,7 +86,7 @@ def _state(
         return SwitchState(spec, None, 0, spec.default, (), ())
     setting = setting_from_json(spec, fact.value)
     prefix = f"{ACKS}{spec.name}/"
-    living = _of_role(roles, spec.role)
+    living = of_role(roles, spec.role)
     acked = tuple(one for one in living if acks.get(prefix + one, 0) >= fact.revision)
     return SwitchState(
         spec,
@@ -128,14 +96,6 @@ def _state(
         acked,
         tuple(process for process in living if process not in acked),
     )
-
-
-def _of_role(roles: Mapping[str, str], role: str) -> list[str]:
-    return sorted(process for process, of in roles.items() if of == role)
-
-
-def _process(ack_key: str) -> str:
-    return ack_key.rpartition("/")[2]
 
 
 def _revision(ack: Versioned) -> int:

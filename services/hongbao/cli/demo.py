@@ -1,0 +1,179 @@
+"""Is `hongbao demo`: a short New Year's Eve with everything that can go wrong, then the audit.
+
+The last line on standard output is one JSON object; the exit status is 0 only if its money
+equations hold. Everything else goes to standard error.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+from hongbao.cli.demo_close import close_evening, hongbao
+from hongbao.cli.demo_screen import Screen, build_screen
+from hongbao.cli.demo_script import EventLog, plan_events, play
+from hongbao.cli.rain import Rain, prepare_run, rain
+from hongbao.cli.report import write_report
+from hongbao.cli.settings import read_settings
+from hongbao.cli.up import progress_step, rehearsed_timeline, tell_embedding
+from hongbao.domain.errors import Rejected, Transient
+from hongbao.domain.money import format_yuan
+from hongbao.transport.launch import find_embedding
+
+EXIT_BROKEN = 3
+START_IN_S = 14.0
+LOAD_LEAD_S = 6.0
+SCREEN_PAUSE_S = 0.5
+LOAD_DRAIN_S_MAX = 60.0
+
+console = Console(stderr=True)
+
+
+def demo(
+    settings: Annotated[
+        Path, typer.Argument(help="Settings file (YAML); its run folder is emptied first.")
+    ] = Path("examples/demo.yaml"),
+    seconds: Annotated[float, typer.Option(min=20, help="How long the evening takes.")] = 45.0,
+    rate: Annotated[float, typer.Option(min=1, help="Shakes per second.")] = 2000.0,
+    users: Annotated[int, typer.Option(min=100, help="Simulated users.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Repeats the load's draws.")] = 2016,
+    page: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("out/report.html"),
+) -> None:
+    """Play a short New Year's Eve and break things; ends with the audit and one line of JSON.
+
+    Examples:
+
+        hongbao demo
+
+        hongbao demo --seconds 120 --rate 3000
+    """
+    chosen = read_settings(settings)
+    _empty(chosen.run_dir)
+    embedding = find_embedding()
+    tell_embedding(embedding)
+    with Progress(
+        *Progress.get_default_columns()[:-1],
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+    ) as bars:
+        run, campaign, prepared = prepare_run(chosen, progress_step(bars))
+    packets = sum(plan.packets for plan in prepared.plans)
+    console.print(
+        f"{campaign.title}: {len(campaign.sponsors)} sponsors, {packets:,} packets in "
+        f"{len(prepared.plans)} schemes, {format_yuan(campaign.budget_fen)} yuan. Seed {seed}."
+    )
+
+    async def evening() -> dict[str, Any]:
+        timeline = rehearsed_timeline(campaign, seconds, START_IN_S)
+        async with rain(chosen, run, campaign, prepared, timeline) as up:
+            folder = run.path / "report"
+            told = EventLog(folder / "faults.jsonl")
+            load = _Load(up, folder, rate=rate, users=users, seed=seed)
+            status, output = await hongbao("fund", "pay-in", "--all", "--run", str(run.path))
+            if status:
+                raise Transient(f"the sponsors could not pay in: {output}")
+            async with _shown(up, told, load):
+                script = asyncio.create_task(play(up, plan_events(up, prepared), told))
+                await load.run()
+                await script
+            return await close_evening(up, prepared, folder, seed=seed)
+
+    (run.path / "report").mkdir(parents=True, exist_ok=True)
+    line = asyncio.run(evening())
+    page.parent.mkdir(parents=True, exist_ok=True)
+    console.print(f"report: {write_report(run.path / 'report', page)}")
+    typer.echo(json.dumps(line))
+    if line["equations"] != "hold":
+        raise typer.Exit(EXIT_BROKEN)
+
+
+def _empty(run_dir: Path) -> None:
+    """Remove what an earlier demo left; refuse a folder that is something else."""
+    if run_dir.exists():
+        if not (run_dir / "run.json").exists() and any(run_dir.iterdir()):
+            raise Rejected(f"{run_dir} is not empty and holds no run", field="run_dir")
+        shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True)
+
+
+class _Load:
+    """Is the load generator, a process of its own, seen through the files that it writes."""
+
+    def __init__(self, up: Rain, folder: Path, *, rate: float, users: int, seed: int) -> None:
+        self._up = up
+        self._folder = folder
+        first, last = up.timeline.slots[0], up.timeline.slots[-1]
+        self._wait_until_ms = first.starts_at_ms - int(LOAD_LEAD_S * 1000)
+        seconds = (last.ends_at_ms - first.starts_at_ms) / 1000
+        self._arguments = [
+            *("--phase", f"wait:{LOAD_LEAD_S}:50", "--phase", f"rain:{seconds}:{rate}"),
+            *("--users", str(users), "--seed", str(seed), "--json"),
+            *("--out", str(folder), "--run", str(up.run.path)),
+        ]
+        self._read_to = 0
+        self.samples: list[dict[str, Any]] = []
+
+    async def run(self) -> None:
+        """Wait for the evening, shake, and open all that was won."""
+        wait_s = (self._wait_until_ms - self._up.clock.wall_ms()) / 1000
+        await asyncio.sleep(max(0.0, wait_s))
+        command = [sys.executable, "-m", "hongbao.cli.main", "load", *self._arguments]
+        log_path = self._up.run.logs / "load.log"
+        with log_path.open("wb") as output:
+            child = await asyncio.create_subprocess_exec(*command, stdout=output, stderr=output)
+        try:
+            ends_ms = self._up.timeline.slots[-1].ends_at_ms
+            limit_s = (ends_ms - self._up.clock.wall_ms()) / 1000 + LOAD_DRAIN_S_MAX
+            async with asyncio.timeout(limit_s):
+                await child.wait()
+        finally:
+            if child.returncode is None:
+                os.kill(child.pid, 9)
+
+    def look(self) -> list[dict[str, Any]]:
+        """Return all samples so far."""
+        path = self._folder / "samples.jsonl"
+        if path.exists():
+            with path.open("rb") as file:
+                file.seek(self._read_to)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read_to += len(line)
+                    self.samples.append(json.loads(line))
+        return self.samples
+
+
+@contextlib.asynccontextmanager
+async def _shown(up: Rain, told: EventLog, load: _Load) -> AsyncIterator[None]:
+    """Keep the screen true while the evening goes on."""
+    screen = Screen(up)
+
+    async def refresh(live: Live) -> None:
+        while True:
+            await screen.observe(load.look())
+            live.update(build_screen(screen, told.lines))
+            if not console.is_terminal:
+                for line in screen.new_lines(told.lines):
+                    console.print(line)
+            await asyncio.sleep(SCREEN_PAUSE_S)
+
+    with Live(console=console, refresh_per_second=4, transient=console.is_terminal) as live:
+        task = asyncio.create_task(refresh(live))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task

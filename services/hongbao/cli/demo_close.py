@@ -1,0 +1,136 @@
+"""Owns the end of the demo: drain, catch up, refund, audit, and the report's data."""
+
+import asyncio
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from hongbao.cli.prepare import Prepared
+from hongbao.cli.rain import Rain
+from hongbao.client.acknowledged import read_acknowledged
+from hongbao.domain.errors import Transient
+
+CATCH_UP_S_MAX = 60.0
+CATCH_UP_PAUSE_S = 0.2
+
+
+async def close_evening(up: Rain, prepared: Prepared, folder: Path, *, seed: int) -> dict[str, Any]:
+    """Stop taking calls, credit what was opened, refund the rest, prove it; write report data."""
+    for role in ("access", "redeem"):
+        await up.supervisor.drain(up.of(role=role))
+    await _refund_when_settled(up)
+    promised = folder / "acknowledged.txt"
+    count = _write_serials(folder / "acknowledged.jsonl", promised)
+    tables = folder / "audit.json"
+    options = ("--tables", str(tables), "--acknowledged", str(promised), "--json")
+    status, output = await hongbao("audit", str(up.run.path), *options)
+    if not tables.exists():
+        raise Transient(f"the audit did not end ({status}): {output}")
+    document = json.loads(tables.read_text())
+    _write_settle_rows(folder, document)
+    _write_json(folder / "report.json", _facts(up, document, count, seed))
+    line: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return line
+
+
+async def hongbao(*arguments: str) -> tuple[int, str]:
+    """Run a `hongbao` command as an operator would; return its exit status and output."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "hongbao.cli.main",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await child.communicate()
+    return child.returncode or 0, output.decode().strip()
+
+
+async def _refund_when_settled(up: Rain) -> None:
+    """Refund as soon as every claim is settled: nothing can be opened any more."""
+    give_up_s = up.clock.monotonic_s() + CATCH_UP_S_MAX
+    while True:
+        status, output = await hongbao(
+            "fund", "refund", "--grace-s", "0", "--run", str(up.run.path)
+        )
+        if status == 0:
+            return
+        if up.clock.monotonic_s() > give_up_s:
+            raise Transient(f"no refunds after {CATCH_UP_S_MAX:g} s: {output}")
+        await asyncio.sleep(CATCH_UP_PAUSE_S)
+
+
+def _write_serials(acknowledged: Path, serials: Path) -> int:
+    """Write what clients were promised, one serial a line; return how many."""
+    found = [one.packet for one in read_acknowledged(acknowledged)] if acknowledged.exists() else []
+    serials.write_text("".join(f"{serial}\n" for serial in found))
+    return len(found)
+
+
+def _facts(up: Rain, audit: dict[str, Any], acknowledged: int, seed: int) -> dict[str, Any]:
+    slots = {row["slot"]: row for row in audit["slots"]}
+    first, last = up.timeline.slots[0], up.timeline.slots[-1]
+    return {
+        "title": up.campaign.title,
+        "campaign": up.campaign.campaign,
+        "seed": seed,
+        "started_at_ms": first.starts_at_ms,
+        "ended_at_ms": max(last.ends_at_ms, up.clock.wall_ms()),
+        "machine": {
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            "system": platform.platform(terse=True),
+            "served by": "Envoy with Python inside" if up.embedding.library else "grpcio",
+        },
+        "figures": {
+            "opens acknowledged to clients": acknowledged,
+            "processes that died": len(up.supervisor.deaths),
+        },
+        "slots": [
+            {
+                "slot": slot.slot,
+                "name": slot.name,
+                "scheme": slots[slot.slot]["scheme"],
+                "starts_at_ms": slot.starts_at_ms,
+                "ends_at_ms": slot.ends_at_ms,
+                "packets": slots[slot.slot]["packets_minted"],
+                "issued": slots[slot.slot]["packets_reserved"],
+                "opened": slots[slot.slot]["packets_opened"],
+                "residue_packets": slots[slot.slot]["residue_packets"],
+            }
+            for slot in up.timeline.slots
+        ],
+        "sponsors": [
+            {**row, "sponsor": row["name"] or row["sponsor"]} for row in audit["sponsors"]
+        ],
+    }
+
+
+def _write_settle_rows(folder: Path, audit: dict[str, Any]) -> None:
+    """Write credits per second, from the ledger's own histogram, and what waited meanwhile."""
+    opened = {row["second"]: row["packets"] for row in audit["opened_per_second"]}
+    credited = {row["second"]: row for row in audit["credited_per_second"]}
+    rows, opened_so_far, credited_so_far = [], 0, 0
+    for second in range(min(opened, default=0), max(credited, default=-1) + 1):
+        opened_so_far += opened.get(second, 0)
+        row = credited.get(second, {"claims": 0, "p50_s": None, "p99_s": None})
+        credited_so_far += row["claims"]
+        rows.append(
+            {
+                "at_ms": (second + 1) * 1000,
+                "credited": credited_so_far,
+                "lag": max(0, opened_so_far - credited_so_far),
+                "p50_s": row["p50_s"],
+                "p99_s": row["p99_s"],
+            }
+        )
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "settle.jsonl").write_text(text)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, ensure_ascii=False, indent=1) + "\n")
