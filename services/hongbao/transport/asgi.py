@@ -86,6 +86,7 @@ def make_app(
     routes = dispatcher.routes
     answer = dispatcher.answer
     admission = dispatcher.admission
+    bytes_max = limits.request_bytes_max
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,9 +99,11 @@ def make_app(
             if admission.shedding:
                 admission.check_early(route.priority, began)
             event = await receive()
-            payload = await read_payload(event, receive, limits.request_bytes_max)
-            if payload is None:
+            if event.get("more_body"):
+                event = await read_rest(event, receive, bytes_max)
+            if "body" not in event:
                 return None  # the caller is gone
+            payload = unframe(event["body"], bytes_max)
             now = monotonic()
             waited_s = now - began
             timeout, original_path = find_headers(scope["headers"])
@@ -132,19 +135,20 @@ def make_app(
     return app
 
 
-async def read_payload(event: Event, receive: Receive, bytes_max: int) -> bytes | None:
-    """Return the one message of a unary request; None when the caller went away."""
-    body = event.get("body")
-    if body is None:
-        return None
-    while event.get("more_body"):
-        if len(body) > bytes_max + FRAME_BYTES:
-            break
+async def read_rest(event: Event, receive: Receive, bytes_max: int) -> Event:
+    """Join a body that comes in parts; stops reading what is too large anyway."""
+    parts, size = [event["body"]], len(event["body"])
+    while event.get("more_body") and size <= bytes_max + FRAME_BYTES:
         event = await receive()
-        more = event.get("body")
-        if more is None:
-            return None
-        body += more
+        if "body" not in event:
+            return event
+        parts.append(event["body"])
+        size += len(event["body"])
+    return {"body": b"".join(parts)}
+
+
+def unframe(body: bytes, bytes_max: int) -> bytes:
+    """Return the one message of a unary gRPC request."""
     size = len(body) - FRAME_BYTES
     if size > bytes_max:
         raise Exhausted(f"the request is larger than {bytes_max} bytes")
@@ -152,7 +156,7 @@ async def read_payload(event: Event, receive: Receive, bytes_max: int) -> bytes 
         raise Rejected("the request is not one whole gRPC message")
     if body[0]:
         raise Unimplemented("compressed messages are not taken")
-    return bytes(body[FRAME_BYTES:])
+    return body[FRAME_BYTES:]
 
 
 def find_headers(headers: list[tuple[bytes, bytes]]) -> tuple[bytes | None, bytes | None]:
