@@ -31,6 +31,8 @@ async def bench_shake(scale: Scale) -> list[Result]:
         ) as other,
         other.grpcio_instead() as (peer_port, _),
     ):
+        for each in (ours, other):
+            await each.shake_only()
         ours.put_on_server_core(ACCESS)
         other.put_on_server_core()
         rows = await asyncio.to_thread(_measure, scale, ours, other, peer_port)

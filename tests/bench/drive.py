@@ -3,7 +3,8 @@
 usage: python -m tests.bench.drive JSON      (see Drive; prints one JSON object)
 
 Closed loop (`in_flight`) finds capacity, as h2load does but with distinct requests. Open loop
-(`per_s`) sends by the clock whatever the server does, each call with a deadline of one second.
+(`per_s`) sends by the clock whatever the server does, each call with a deadline of one second; a
+call that the server's limit of streams holds back fails at once and counts as offered.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from hongbao.client import hpack
 from hongbao.client.histogram import Histogram
 from hongbao.client.status import ANSWER_LOST, OK, Answer
 from hongbao.client.wire import Wire, request_headers
+from hongbao.proto.v1 import access_pb2, redeem_pb2
 
 from tests.bench.pinned import LOAD_CORE
 
@@ -29,6 +31,7 @@ SIZE = struct.Struct(">I")
 WARM_S = 0.5
 GOOD_S = 1.0
 TICK_S = 0.002
+NO_STREAM = "not sent, the stream limit"
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,9 @@ class Driver:
         self._latency = Histogram()
         self._good = self._sent = 0
         self._over = False
+        opening = plan.path.endswith("/Open")
+        outcomes = redeem_pb2.OpenOutcome if opening else access_pb2.ShakeOutcome
+        self._names = {number: name for name, number in outcomes.items()}
         if plan.as_json:
             headers = [(":method", "POST"), (":scheme", "http"), (":path", plan.path)]
             headers += [(":authority", "bench"), ("content-type", "application/json")]
@@ -185,7 +191,7 @@ class Driver:
             return answer.name
         if self._plan.as_json:
             return "PACKET" if b'"PACKET"' in body else "other"
-        return f"outcome {body[1]}" if body[:1] == b"\x08" else "outcome 0"
+        return self._names.get(body[1] if body[:1] == b"\x08" else 0, "unknown")
 
     async def _keep_in_flight(self, wires: list[Wire]) -> None:
         for index in range(self._plan.in_flight):
@@ -203,7 +209,11 @@ class Driver:
             wanted = int((now - start) * self._plan.per_s)
             for number in range(sent, wanted):
                 due_at = start + number / self._plan.per_s
-                self._call(wires[number % len(wires)], due_at, GOOD_S)
+                wire = wires[number % len(wires)]
+                if wire.has_free_stream:
+                    self._call(wire, due_at, GOOD_S)
+                else:  # as a phone whose connection takes no more: it gives up at once
+                    self._outcomes[NO_STREAM] += 1
             sent = wanted
             for wire in wires:
                 wire.expire(now, 5.0)

@@ -73,6 +73,12 @@ class Servers:
                 wanted = SERVER_CORE if spec.process in processes else LOAD_CORE
                 pin(self.pid(spec.process), wanted)
 
+    async def shake_only(self) -> None:
+        """Take the opening side away: packets leave by the pace alone, no quota holds them."""
+        self.live.supervisor.lose([*self.live.of(role="redeem"), *self.live.of(role="settle")])
+        await asyncio.sleep(0.2)  # a quota under way
+        await self.live.store.delete(f"campaigns/{self.campaign}/quota")
+
     def cpu_s(self, *processes: str) -> dict[str, float]:
         return {process: cpu_s(self.pid(process)) for process in processes}
 

@@ -1,4 +1,9 @@
-"""The load generator against a real grpc.aio server."""
+"""The load generator against a real grpc.aio server.
+
+It counts logical and system failures apart (R29), obeys the server's tuning and backoff (R14,
+R32), sends every interaction of its plan to the server (R15), and leaves gateways that are gone
+(R26); its samples are what a rehearsal is judged by (R33).
+"""
 
 import asyncio
 from pathlib import Path
@@ -124,6 +129,37 @@ async def test_a_gateway_killed_and_restarted_is_used_again() -> None:
     assert stats.total.shakes["NO_GATEWAY"] > 0
     assert stats.total.opens == {"OPENED": len(toy.opened)}
     assert samples[-1].gateways_up == 1
+
+
+async def test_the_session_is_renewed_when_it_ran_out() -> None:
+    toy = toy_server.ToyCampaign()
+    toy.shake_fault = lambda attempt: grpc.StatusCode.UNAUTHENTICATED if attempt <= 5 else None
+    async with toy_server.serving(toy) as gateway:
+        stats, _ = await play(plan_for([gateway], users=5, phases=[Phase("s", 1.0, 100, 100)]))
+    assert stats.total.shakes["UNAUTHENTICATED"] == 5
+    assert len(toy.jwts) == 10
+    assert stats.total.shakes["PACKET"] > 0
+
+
+async def test_latency_counts_from_the_time_a_shake_was_due() -> None:
+    """A server that stalls once delays what was due meanwhile: all of it is counted."""
+    toy = toy_server.ToyCampaign()
+    plain = toy.shake
+
+    async def stalling(request: Any, context: Any) -> Any:
+        if toy.shakes >= 100:
+            await stalled.wait()
+        return await plain(request, context)
+
+    stalled = asyncio.Event()
+    toy.shake = stalling  # type: ignore[method-assign]
+    async with toy_server.serving(toy) as gateway:
+        plan = plan_for([gateway], users=20, phases=[Phase("s", 1.0, 400, 400)])
+        running = asyncio.create_task(play(plan))
+        await asyncio.sleep(0.9)
+        stalled.set()
+        stats, _ = await running
+    assert stats.total.shake_latency.percentile_ms(99) > 200
 
 
 async def test_a_run_without_any_gateway_fails_plainly() -> None:

@@ -109,6 +109,11 @@ class Wire(asyncio.Protocol):
     def in_flight(self) -> int:
         return len(self._calls) + len(self._waiting)
 
+    @property
+    def has_free_stream(self) -> bool:
+        """Say whether the next call leaves at once; else it waits here."""
+        return not self._waiting and len(self._calls) < self._streams_max
+
     def expire(self, now: float, silence_s: float) -> None:
         """Answer calls whose deadline has passed; drop the connection after a long silence."""
         expired = 0
