@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,7 +92,7 @@ class Packets:
     def amounts(self, places: Ints) -> Ints:
         """Return the minted fen of packets by place."""
         fen = np.zeros(len(places), np.int64)
-        for table, start, end in zip(self._tables, self._places, self._places[1:], strict=True):
+        for table, (start, end) in zip(self._tables, pairwise(self._places), strict=True):
             mine = (places >= start) & (places < end)
             fen[mine] = table[places[mine] - start]
         return fen
