@@ -14,6 +14,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+BUSY_LOAD = 0.5
+
 
 @dataclass(frozen=True)
 class Result:
@@ -118,6 +120,11 @@ def show_results(machine: dict[str, Any], results: Sequence[Result]) -> None:
         )
     console = Console(width=max(120, Console().width))
     console.print(table)
+    if machine["load_before"] > BUSY_LOAD:
+        console.print(
+            f"[yellow]The machine was busy before (load {machine['load_before']}): "
+            "figures are lower than it can do.[/]"
+        )
     for row in results:
         if row.skipped or row.note:
             console.print(f"{row.name}: {row.skipped or row.note}", style="dim")
