@@ -62,9 +62,10 @@ class Tenure:
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if self._give_up.is_set() and not keeping.done():
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(owner.drain(), self._drain_s)
+            # Without its lease the owner begins nothing, but finds out about a block in flight.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._drain_s):
+                    await owner.drain()
         finally:
             for wait in waits[1:]:
                 wait.cancel()

@@ -1,0 +1,59 @@
+"""Simulates many seeds: python -m tests.sim --seeds 10000 [--first 0] [--bug NAME] [--trace].
+
+Prints each seed that breaks a rule and the command that repeats it. Exit status 1 if one did.
+"""
+
+import argparse
+import logging
+import sys
+
+import structlog
+
+from tests.sim.bugs import PLANTED
+from tests.sim.scenario import Scenario, ToyScenario
+from tests.sim.simulation import Owner, Simulation
+
+SCENARIOS: dict[str, type[Scenario]] = {"toy": ToyScenario}
+
+
+def main() -> int:
+    options = _parse()
+    quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
+    structlog.configure(wrapper_class=structlog.stdlib.BoundLogger if options.trace else quiet)
+    failed = 0
+    for seed in range(options.first, options.first + options.seeds):
+        simulation = Simulation(
+            seed, SCENARIOS[options.scenario](), owner_type=PLANTED.get(options.bug, Owner)
+        )
+        violations = simulation.run()
+        if options.trace:
+            print("\n".join(simulation.history.events))
+            print("\n".join(map(str, simulation.history.calls)))
+        if violations:
+            failed += 1
+            _report(options, seed, [f"{found.rule}: {found.evidence}" for found in violations])
+    print(f"{options.seeds} seeds from {options.first}, {failed} failed")
+    return 1 if failed else 0
+
+
+def _report(options: argparse.Namespace, seed: int, lines: list[str]) -> None:
+    bug = f" --bug {options.bug}" if options.bug else ""
+    command = f"python -m tests.sim --scenario {options.scenario}{bug} --seeds 1 --first {seed}"
+    print(f"seed {seed} FAILED; again: {command} --trace")
+    for line in lines[:10]:
+        print(f"    {line[:300]}")
+    sys.stdout.flush()
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="toy")
+    parser.add_argument("--bug", choices=sorted(PLANTED), default="")
+    parser.add_argument("--trace", action="store_true", help="show faults, calls and logs")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
