@@ -34,6 +34,7 @@ async def test_a_denied_key_opens_nothing_after_the_ack_and_others_go_on(world: 
     await world.acked(KEYS, revision)
     with pytest.raises(Unauthenticated):
         await world.open(world.token(denied))
+    assert world.submitted == 0  # its owner would refuse it too, but is not even asked
     other = await world.open(world.token(await other_record(world)))
     assert other.outcome == redeem_pb2.OPENED
     assert key_of(denied) not in {claim.key_id for claim in await world.claims()}

@@ -160,6 +160,7 @@ class World:
         )
 
     async def close(self) -> None:
+        self.gate.set()  # or a failed test would wait for its open for ever
         await self.role.drain()
         for owner in self.owners.values():
             await owner.drain()
