@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.claim import Claim, pack_claim
 from hongbao.domain.manifest import Manifest, PacketIndex
 from hongbao.settle.book import Book, KeyRules
 from hongbao.shards.block import Block, BlockKind, ShardKey, encode_block
+from hongbao.shards.ports import Coordination, LogStore
 
 from tests.minted import CAMPAIGN, MintedCampaign
 
@@ -105,7 +105,7 @@ def blocks_of(claims: Sequence[Claim], *, size: int = 8, position: int = 0) -> l
 
 
 async def write_log(
-    store: MemoryStore, shard: int, blocks: Iterable[Block], *, applied: bool = True
+    store: LogStore, shard: int, blocks: Iterable[Block], *, applied: bool = True
 ) -> None:
     """Write blocks as an owner does, with or without their applied markers."""
     key = ShardKey("claims", shard)
@@ -116,7 +116,7 @@ async def write_log(
 
 
 async def write_documents(
-    store: MemoryStore, *, active: dict[int, int], deny: Sequence[int] = ()
+    store: Coordination, *, active: dict[int, int], deny: Sequence[int] = ()
 ) -> None:
     """Write the coordination documents that settlement follows."""
     document = {str(slot): number for slot, number in active.items()}

@@ -1,0 +1,186 @@
+"""Runs `hongbao fund` and `hongbao audit` on a run's folder whose processes are down."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hongbao.adapters import sql
+from hongbao.adapters.clock import SystemClock
+from hongbao.adapters.lmdb import LmdbStore
+from hongbao.adapters.sql_ledger import SqlLedger
+from hongbao.cipher.keyring import new_keyring, write_keyring
+from hongbao.cli import main
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.domain.campaign import Slot
+from hongbao.domain.claim import Claim
+from hongbao.domain.ids import SlotNumber
+from hongbao.domain.script import plan_campaign
+from hongbao.domain.timeline import Timeline
+from hongbao.mint.scheme import mint_scheme
+from hongbao.settle.ports import TransferState
+from hongbao.settle.settler import Settler
+
+from tests.funding.files import small_campaign, small_files
+from tests.minted import FixedEntropy, MintedCampaign
+from tests.settle.claims import blocks_of, book_of, shard_claims, write_log
+
+Command = Callable[..., tuple[int, str]]
+
+
+class Night:
+    """Is the folder of a run that has been played: 50 packets of shard 0 are opened."""
+
+    def __init__(self, folder: Path, *, ends_at_ms: int = 2000) -> None:
+        source = folder / "campaign"
+        source.mkdir()
+        for name, data in small_files().items():
+            (source / name).write_bytes(data)
+        self.run = RunDir(folder / "run")
+        self.settings = UpSettings(
+            campaign=source / "campaign.yaml",
+            run_dir=self.run.path,
+            claims_shards=2,
+            ticket_shards=2,
+        )
+        self.campaign = small_campaign()
+        self.run.objects.mkdir(parents=True)
+        self.run.keys.mkdir()
+        self.run.write_specs(self.settings, [])
+        plan = plan_campaign(self.campaign, ticket_shards=2, claims_shards=2)[0]
+        key_ids = sorted({key for batch in plan.batches for key in batch.key_ids})
+        keyring = new_keyring(self.campaign.campaign, key_ids, FixedEntropy())
+        write_keyring(self.run.keys / "access.keys", keyring.for_role("access"), "a passphrase")
+        manifest = mint_scheme(plan, keyring, self.run.objects)
+        self.minted = MintedCampaign(plan, manifest, keyring, self.run.objects)
+        self.claims = shard_claims(self.minted, 0, count=50)
+        self.ends_at_ms = ends_at_ms
+        asyncio.run(self._play())
+
+    async def _play(self) -> None:
+        store = LmdbStore(self.run.store, monotonic_s=SystemClock().monotonic_s)
+        await store.start()
+        slots = (
+            Slot(SlotNumber(1), "one", 0, 1000),
+            Slot(SlotNumber(2), "two", 1000, self.ends_at_ms),
+        )
+        prefix = f"campaigns/{self.campaign.campaign}"
+        await store.put(f"{prefix}/timeline", Timeline(slots).to_json())
+        await store.put(f"{prefix}/active", b'{"1": 1, "2": 1}')
+        await write_log(store, 0, blocks_of(self.claims))
+        await store.close()
+
+    def settle(self) -> None:
+        engine = sql.open_engine(self.run.ledger_url)
+        sql.prepare_schema(engine, self.campaign.campaign)
+        settler = Settler(
+            0, SqlLedger(engine), state=TransferState.CREDITED, wall_ms=SystemClock().wall_ms
+        )
+        settler.settle(blocks_of(self.claims), book_of(self.minted))
+        engine.dispose()
+
+
+def opened_fen(claims: list[Claim]) -> int:
+    return sum(claim.amount_fen for claim in claims)
+
+
+@pytest.fixture
+def hongbao(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Give the command line: words in, exit status and standard output out."""
+
+    def call(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["hongbao", *words])
+        capsys.readouterr()
+        try:
+            main.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out + (captured.err if status else "")
+
+    return call
+
+
+def test_money_goes_in_and_the_rest_comes_back_and_the_audit_proves_it(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    night = Night(tmp_path)
+    run = ("--run", str(night.run.path))
+    assert hongbao("fund", "pay-in", "--all", *run)[0] == 0
+    status, text = hongbao("fund", "pay-in", "--all", *run, "--json")
+    assert status == 0
+    assert [row["new"] for row in json.loads(text)["movements"]] == [False, False]
+    status, text = hongbao("fund", "refund", "--grace-s", "0", *run)
+    assert status == 75
+    assert "claims/0" in text
+    night.settle()
+    assert hongbao("fund", "refund", "--grace-s", "0", *run)[0] == 0
+    assert hongbao("fund", "refund", "--grace-s", "0", *run) == (0, "nothing to return\n")
+    status, text = hongbao("audit", str(night.run.path), "--json")
+    line = json.loads(text)
+    assert (status, line["equations"]) == (0, "hold")
+    assert line["minted_fen"] == 300_000
+    assert line["credited_fen"] == opened_fen(night.claims)
+    assert line["refunded_fen"] == line["unclaimed_fen"]
+    status, text = hongbao("fund", "status", *run, "--json")
+    assert [row["balance_fen"] for row in json.loads(text)["pools"]] == [0, 0]
+    assert "dairy" in hongbao("fund", "status", *run)[1]
+
+
+def test_a_broken_equation_is_exit_3_and_shown_with_its_example(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    night = Night(tmp_path)
+    night.settle()
+    run = ("--run", str(night.run.path))
+    hongbao("fund", "pay-in", "--all", *run)
+    engine = sql.open_engine(night.run.ledger_url)
+    with engine.begin() as connection:
+        serial = night.claims[0].serial
+        connection.execute(sa.text("DELETE FROM transfers WHERE serial = :s"), {"s": serial})
+    engine.dispose()
+    tables = tmp_path / "audit.json"
+    status, text = hongbao("audit", *run, "--tables", str(tables))
+    assert status == 3
+    assert f"no_claim_lost: serial={serial}" in text
+    document = json.loads(tables.read_text())
+    assert document["claims_lost"] == 1
+    assert "no_claim_lost" in document["equations"]
+    seen = tmp_path / "seen.txt"
+    seen.write_text("12\nx\n")
+    status, text = hongbao("audit", *run, "--acknowledged", str(seen))
+    assert (status, "line 2" in text) == (2, True)
+
+
+def test_refunds_are_too_early_before_the_campaign_is_over(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    night = Night(tmp_path, ends_at_ms=1 << 43)
+    night.settle()
+    status, text = hongbao("fund", "refund", "--run", str(night.run.path))
+    assert status == 75
+    assert "the campaign is over in" in text
+
+
+def test_a_wrong_pay_in_is_exit_2_and_says_which_field(tmp_path: Path, hongbao: Command) -> None:
+    night = Night(tmp_path)
+    run = ("--run", str(night.run.path))
+    for words, field in (
+        (("nobody", "5.00", "--reference", "r"), "sponsor"),
+        (("dairy", "5", "--reference", "r"), "amount"),
+        (("dairy", "0.00", "--reference", "r"), "amount"),
+        (("dairy", "5.00", "--reference", "refund/1"), "reference"),
+    ):
+        status, text = hongbao("fund", "pay-in", *words, *run)
+        assert (status, text.startswith(f"error: {field}:")) == (2, True), text
+    assert hongbao("fund", "pay-in", "dairy", *run)[0] == 2
+
+
+def test_a_folder_without_a_run_is_exit_2(tmp_path: Path, hongbao: Command) -> None:
+    status, text = hongbao("audit", str(tmp_path))
+    assert status == 2
+    assert "holds no run" in text
