@@ -32,7 +32,7 @@ from hongbao.transport.launch import find_embedding
 
 EXIT_BROKEN = 3
 START_IN_S = 14.0
-LOAD_LEAD_S = 6.0
+LOAD_LEAD_S = 7.0  # users get their sessions, and are told when the first slot opens
 SCREEN_PAUSE_S = 0.5
 LOAD_DRAIN_S_MAX = 60.0
 
@@ -115,9 +115,9 @@ class _Load:
         self._folder = folder
         first, last = up.timeline.slots[0], up.timeline.slots[-1]
         self._wait_until_ms = first.starts_at_ms - int(LOAD_LEAD_S * 1000)
-        seconds = (last.ends_at_ms - first.starts_at_ms) / 1000
+        seconds = LOAD_LEAD_S + (last.ends_at_ms - first.starts_at_ms) / 1000
         self._arguments = [
-            *("--phase", f"wait:{LOAD_LEAD_S}:50", "--phase", f"rain:{seconds}:{rate}"),
+            *("--phase", f"rain:{seconds}:{rate}"),
             *("--users", str(users), "--seed", str(seed), "--json"),
             *("--out", str(folder), "--run", str(up.run.path)),
         ]

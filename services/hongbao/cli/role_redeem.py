@@ -53,12 +53,13 @@ async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
         replace(HostLimits(), lease_ttl_s=process.settings.lease_ttl_s),
     )
     await role.start()
-    hosting = asyncio.create_task(host.run())
+    tasks = [asyncio.create_task(host.run()), asyncio.create_task(router.follow(PLANE))]
 
     async def drain() -> None:
         await role.drain()
         await host.stop()
-        hosting.cancel()
+        for task in tasks:
+            task.cancel()
         await peers.close()
 
     method = Method(

@@ -12,6 +12,9 @@ from hongbao.shards.owner import Owner
 from hongbao.shards.ports import Coordination, Versioned
 
 NO_OWNER_RETRY_S: Final = 0.3
+OWNER_WAIT_S: Final = 2.5
+"""A lease runs out and a new owner replays well within this; longer waits are the caller's."""
+RETRY_S: Final = 0.2
 CALL_OPERATIONS_MAX: Final = 512
 """Operations in one call to a peer."""
 PEER_CALLS_MAX: Final = 2
@@ -59,30 +62,57 @@ def _domain_outcome(outcome: object) -> Outcome:
 
 
 class ShardRouter:
-    """Submits operations to whoever owns their shard, and once more to whoever owns it then."""
+    """Submits operations to whoever owns their shard, again to the next owner when one dies.
 
-    def __init__(self, coordination: Coordination, find_owner: FindOwner, peers: Peers) -> None:
+    Repeating is safe because every operation of a plane is idempotent: a machine answers an
+    operation that it has done before with its first result (design §1).
+    """
+
+    def __init__(
+        self,
+        coordination: Coordination,
+        find_owner: FindOwner,
+        peers: Peers,
+        *,
+        owner_wait_s: float = OWNER_WAIT_S,
+    ) -> None:
         self._coordination = coordination
         self._find_owner = find_owner
         self._peers = peers
+        self._owner_wait_s = owner_wait_s
         self._addresses: dict[tuple[str, int], str] = {}
         self._queues: dict[tuple[str, str, int], _PeerQueue] = {}
+        self._pauses: dict[tuple[str, int], asyncio.Future[None]] = {}
 
     async def submit(self, plane: str, shard: int, operation: bytes) -> bytes:
         """Return the operation's result from its owner, durable.
 
-        Raises Transient (nobody owns the shard now, or overloaded: nothing done), Ambiguous
-        (the outcome is unknown) or Rejected.
+        A shard without an owner is waited for: a take-over costs latency, not failures (R24).
+        Raises Transient (nobody owned the shard all the while, or overloaded), Ambiguous (the
+        outcome is unknown) or Rejected.
         """
-        try:
-            return await self._submit_once(plane, shard, operation)
-        except Fenced:  # surely not done: the shard has moved
-            self._addresses.pop((plane, shard), None)
-        try:
-            return await self._submit_once(plane, shard, operation)
-        except Fenced as error:
-            self._addresses.pop((plane, shard), None)
-            raise Transient(str(error), retry_after_s=NO_OWNER_RETRY_S) from None
+        give_up_s = asyncio.get_running_loop().time() + self._owner_wait_s
+        while True:
+            try:
+                return await self._submit_once(plane, shard, operation)
+            except Overloaded:
+                raise
+            except (Fenced, Transient) as error:  # the shard has moved, or is about to
+                if asyncio.get_running_loop().time() >= give_up_s:
+                    if isinstance(error, Transient):
+                        raise
+                    raise Transient(str(error), retry_after_s=NO_OWNER_RETRY_S) from None
+            await self._pause(plane, shard)
+
+    async def _pause(self, plane: str, shard: int) -> None:
+        """Wait for a news of the shard, RETRY_S at most; all who wait share one timer."""
+        self._addresses.pop((plane, shard), None)
+        pause = self._pauses.get((plane, shard))
+        if pause is None or pause.done():
+            loop = asyncio.get_running_loop()
+            pause = self._pauses[(plane, shard)] = loop.create_future()
+            loop.call_later(RETRY_S, _end, pause)
+        await asyncio.shield(pause)
 
     async def follow(self, plane: str) -> None:
         """Learn for ever where shards go, so that a paused owner is left before a call fails.
@@ -97,6 +127,8 @@ class ShardRouter:
         shard = int(fact.key.rpartition("/")[2])
         if fact.value:
             self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+            if pause := self._pauses.get((plane, shard)):
+                _end(pause)
         else:
             self._addresses.pop((plane, shard), None)
 
@@ -121,6 +153,11 @@ class ShardRouter:
                 )
             address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
         return address
+
+
+def _end(pause: asyncio.Future[None]) -> None:
+    if not pause.done():
+        pause.set_result(None)
 
 
 class _PeerQueue:
