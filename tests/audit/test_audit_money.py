@@ -9,6 +9,7 @@ import pytest
 from hongbao.adapters import sql
 from hongbao.audit.findings import EQUATIONS
 from hongbao.domain.errors import Rejected
+from hongbao.domain.ids import Fen
 from hongbao.settle.book import KeyRules
 from hongbao.shards.block import Block, BlockKind, ShardKey
 
@@ -277,14 +278,15 @@ async def test_a_key_that_opened_more_than_its_cap_breaks_the_audit(run: Run) ->
     """R45: ¥200–300k a key."""
     await run.play()
     manifest, path = schemes_of(run.minted)[0]
-    line = (await run.audit(schemes=[(replace(manifest, key_cap_fen=10), path)])).line
+    line = (await run.audit(schemes=[(replace(manifest, key_cap_fen=Fen(10)), path)])).line
     assert line["equations"] == ["keys_within_caps"]
 
 
 async def test_minting_more_than_a_deposit_breaks_the_audit(run: Run) -> None:
     await run.play()
     campaign = run.given.campaign
-    poor = replace(campaign.sponsors[0], deposit_fen=campaign.sponsors[0].deposit_fen - 1)
+    first = campaign.sponsors[0]
+    poor = replace(first, deposit_fen=Fen(first.deposit_fen - 1))
     changed = replace(campaign, sponsors=(poor, *campaign.sponsors[1:]))
     line = (await run.audit(campaign=changed)).line
     assert line["equations"] == ["minted_within_deposits"]

@@ -4,11 +4,13 @@ import asyncio
 import json
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hongbao.adapters.memory import MemoryStore
 from hongbao.api import switches
 from hongbao.domain.errors import Corrupt, Transient
+from hongbao.domain.manifest import Manifest
 from hongbao.settle.host import SettleHost, SettleMember
 from hongbao.settle.memory import MemoryLedger
 from hongbao.settle.metrics import SettleMetrics
@@ -48,9 +50,9 @@ class Stage:
         self.rules = Rules(self.store, CAMPAIGN, self._load)
         self.pause = PauseSwitch(self.store, "settle-a-0", self.clock.wall_ms)
 
-    async def _load(self) -> list[tuple[object, object]]:
+    async def _load(self) -> list[tuple[Manifest, Path]]:
         self.loads += 1
-        return schemes_of(self.minted)  # type: ignore[return-value]
+        return schemes_of(self.minted)
 
     def settlement(self, shard: int = 0) -> Settlement:
         credited, wall_ms = TransferState.CREDITED, self.clock.wall_ms

@@ -98,7 +98,7 @@ def read_ledger(engine: sa.Engine, packets: Packets, findings: Findings) -> Ledg
 
 def _chunks(connection: sa.Connection, query: str) -> Iterator[Ints]:
     streamed = connection.execute(sa.text(query), execution_options=_STREAMED)
-    for rows in streamed.partitions():
+    for rows in streamed.partitions(ROWS_MAX):
         yield np.array([tuple(row) for row in rows], np.int64)
 
 
@@ -153,7 +153,7 @@ def _twice(found: Columns, packets: Packets, serial: Ints) -> "np.ndarray[Any, n
 
 def _read_quarantine(connection: sa.Connection, packets: Packets, sums: LedgerSums) -> None:
     streamed = connection.execute(sa.text(_QUARANTINE), execution_options=_STREAMED)
-    for rows in streamed.mappings().partitions():
+    for rows in streamed.mappings().partitions(ROWS_MAX):
         sums.quarantine_reasons.update(row["reason"] for row in rows)
         room = QUARANTINE_EXAMPLES_MAX - len(sums.quarantine)
         for row in rows[: max(room, 0)]:
