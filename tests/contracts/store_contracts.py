@@ -17,13 +17,15 @@ STORE_PROCESS = Path(__file__).parent.parent / "shards" / "store_process.py"
 class StoreProcess:
     """Is a store server in a process of its own, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *limits: int) -> None:
         self.path = folder / "db"
         self.socket = folder / "socket"
+        self._limits = limits
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, str(STORE_PROCESS), str(self.path), str(self.socket)]
+        program = [sys.executable, str(STORE_PROCESS)]
+        command = [*program, str(self.path), str(self.socket), *map(str, self._limits)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -6,7 +6,7 @@ import pytest
 from hongbao.domain.errors import Ambiguous, Exhausted
 from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
-from tests.contracts.store_contracts import ClientContract, Contract
+from tests.contracts.store_contracts import Contract
 
 
 async def test_an_absent_key_is_created(contract: Contract) -> None:
@@ -109,10 +109,9 @@ async def test_everything_acknowledged_is_there_after_a_restart(contract: Contra
     assert await contract.store.create(contract.key("c"), b"new") is True
 
 
+@pytest.mark.parametrize("contract", ["client"], indirect=True)
 async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract: Contract) -> None:
     """F8, F10: whatever was answered is true after the restart; Ambiguous is read back."""
-    if not isinstance(contract, ClientContract):
-        pytest.skip("only a store in another process can die alone")
     outcomes: dict[bytes, bool | None] = {}
 
     async def write(writer: int) -> None:

@@ -1,6 +1,7 @@
-"""Runs a store server as its own process: python store_process.py FOLDER SOCKET [MAP_BYTES]."""
+"""Runs a store server: python store_process.py FOLDER SOCKET [MAP_BYTES [FILE_BYTES_MAX]]."""
 
 import asyncio
+import resource
 import sys
 import time
 from pathlib import Path
@@ -10,7 +11,10 @@ from hongbao.adapters.lmdb_writer import LmdbLimits
 from hongbao.adapters.store_server import StoreServer
 
 
-async def main(folder: str, socket: str, map_bytes: str = str(64 << 20)) -> None:
+async def main(
+    folder: str, socket: str, map_bytes: str = str(64 << 20), file_bytes_max: str = "-1"
+) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_bytes_max), -1))  # the disk is full there
     limits = LmdbLimits(map_bytes=int(map_bytes))
     store = LmdbStore(Path(folder), monotonic_s=time.monotonic, limits=limits)
     server = StoreServer(store, Path(socket))

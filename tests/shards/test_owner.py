@@ -12,7 +12,7 @@ from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import read_blocks
 
 from tests.shards.faulty_store import FaultyStore
-from tests.sim.toy import READ, REFUSED, TOTAL, ToyMachine, add, derived_key
+from tests.sim.toy import ENTRY, READ, REFUSED, TOTAL, ToyMachine, add, derived_key
 
 SHARD = ShardKey("toy", 1)
 
@@ -87,18 +87,19 @@ async def test_operations_that_wait_share_one_block(store: FaultyStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "blocks"),
+    ("limits", "entries_max"),
     [
         ({"block_operations_max": 10}, 10),
-        ({"block_bytes_max": 500, "entry_bytes_max": 20}, 5),  # entries have 20 bytes
+        ({"block_bytes_max": 200, "entry_bytes_max": ENTRY.size}, 10),
     ],
 )
-async def test_a_block_is_bounded(store: FaultyStore, limits: dict[str, int], blocks: int) -> None:
+async def test_a_block_is_bounded(
+    store: FaultyStore, limits: dict[str, int], entries_max: int
+) -> None:
     owner = await take_over(store, **limits)
     await asyncio.gather(*(owner.submit(add(number, 1)) for number in range(100)))
-    assert owner.appended_blocks == 1 + blocks if "block_bytes_max" not in limits else True
-    for block in await read_blocks(store, SHARD, 1, 100, limit=100):
-        assert len(block.entries) <= limits.get("block_operations_max", 25)
+    blocks = await read_blocks(store, SHARD, 1, 100, limit=100)
+    assert [len(block.entries) for block in blocks] == [entries_max] * (100 // entries_max)
 
 
 async def test_a_gather_wait_is_bounded_too(store: FaultyStore) -> None:

@@ -84,7 +84,7 @@ class Server:
             scenario.shards,
             SimClock(simulation.loop, simulation.dice),
             simulation.dice.nonce,
-            HostLimits(lease_ttl_s=LEASE_TTL_S, drain_s=2.0, owner=owner),
+            HostLimits(lease_ttl_s=LEASE_TTL_S, tick_s=0.25, drain_s=2.0, owner=owner),
             simulation.owner_type,
         )
         peers = SimPeers(simulation, name)
@@ -187,8 +187,19 @@ class Simulation:
             return [Violation("everything ends once the faults end", f"{len(late)} clients wait")]
         for client in clients:
             client.result()  # a bug in the simulation itself
-        await asyncio.sleep(5 * LEASE_TTL_S)
+        for _ in range(40):
+            if await self._readers_are_done():
+                break
+            await asyncio.sleep(0.25)
         return await self._check()
+
+    async def _readers_are_done(self) -> bool:
+        """Tell whether every log is read to its end; whatever is missing then stays missing."""
+        for shard in self.scenario.shards:
+            blocks = await read_log(self.memory, ShardKey(self.scenario.plane, shard))
+            if not blocks or len(self.history.reads.get(shard, [])) < len(blocks):
+                return False
+        return True
 
     def _start_server(self, name: str) -> None:
         if self.network.closed:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -21,8 +20,6 @@ from hongbao.shards.ports import Clock, Coordination, LogStore
 from hongbao.shards.tenure import Tenure
 
 log = structlog.get_logger()
-
-TICKS_PER_TTL: Final = 8
 
 
 @dataclass(frozen=True)
@@ -48,6 +45,9 @@ class HostLimits:
 
     lease_ttl_s: float = 3.0
     """A killed process's shards are free after this; a store that stalls longer moves them."""
+    tick_s: float = 0.3
+    """A host looks this often for shards that are free; well below the TTL, it renews its
+    membership by it."""
     drain_s: float = 5.0
     """A hand-over that takes longer becomes a stop."""
     corrupt_pause_s: float = 30.0
@@ -128,7 +128,7 @@ class ShardHost:
                 await self._tick()
             except Transient as error:
                 log.info("shard_host_waits", process=self._member.process, reason=str(error))
-            await asyncio.sleep(self._limits.lease_ttl_s / TICKS_PER_TTL)
+            await asyncio.sleep(self._limits.tick_s)
 
     async def stop(self) -> None:
         """Drain all owners, hand their leases back, leave."""

@@ -1,0 +1,227 @@
+"""Which process serves which shard: quotas, fail-over, hand-over; and finding the owner."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import pytest
+from hongbao.adapters.clock import SystemClock
+from hongbao.adapters.memory import MemoryStore
+from hongbao.domain.errors import Ambiguous, Fenced, Rejected, Transient
+from hongbao.shards.block import ShardKey
+from hongbao.shards.host import HostLimits, Member, ShardHost, plan_moves
+from hongbao.shards.router import Outcome, ShardRouter, submit_all
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.sim.toy import READ, REFUSED, TOTAL, ToyMachine, add
+
+SHARDS = range(4)
+LIMITS = HostLimits(lease_ttl_s=0.3, tick_s=0.02)
+
+
+@given(st.sets(st.integers(0, 9), min_size=1), st.integers(0, 40), st.data())
+def test_moves_converge_to_equal_quotas(hosts: set[int], count: int, data: st.DataObject) -> None:
+    """Whoever holds what at first: after the moves of all, nobody has two more than another."""
+    names = [f"p{host}" for host in sorted(hosts)]
+    holders = {
+        shard: data.draw(st.sampled_from(names))
+        for shard in range(count)
+        if data.draw(st.booleans())
+    }
+    for _ in range(3):
+        for name in names:
+            moves = plan_moves(name, names, range(count), holders)
+            for shard in moves.give:
+                assert holders.pop(shard) == name
+            for shard in moves.take:
+                assert holders.setdefault(shard, name) == name
+    sizes = [sum(holder == name for holder in holders.values()) for name in names]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_host_alone_takes_everything() -> None:
+    assert sorted(plan_moves("a", [], range(5), {}).take) == [0, 1, 2, 3, 4]
+
+
+def test_nothing_is_taken_from_a_holder_that_may_still_live() -> None:
+    assert plan_moves("a", ["a"], range(2), {0: "b"}).take == (1,)
+
+
+class Cluster:
+    """Runs hosts of one role over one memory store, and is their network."""
+
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.hosts: dict[str, ShardHost] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+        self.calls: list[int] = []
+        self.broken = False
+
+    def start(self, name: str) -> ShardHost:
+        host = ShardHost(
+            self.store,
+            self.store,
+            Member(name, "zone-a", name, "toy"),
+            "toy",
+            lambda shard: ToyMachine(),
+            SHARDS,
+            SystemClock(),
+            lambda: os.urandom(16),
+            LIMITS,
+        )
+        self.hosts[name] = host
+        self.tasks[name] = asyncio.create_task(host.run())
+        return host
+
+    def router(self, name: str = "") -> ShardRouter:
+        host = self.hosts.get(name)
+        return ShardRouter(
+            self.store, lambda plane, shard: host.owner_of(shard) if host else None, self
+        )
+
+    async def submit(
+        self, address: str, plane: str, shard: int, operations: Sequence[bytes]
+    ) -> Sequence[Outcome]:
+        self.calls.append(len(operations))
+        await asyncio.sleep(0.002)
+        if self.broken:
+            raise Ambiguous("the call failed")
+        owner = self.hosts[address].owner_of(shard)
+        if owner is None:
+            raise Fenced("not owned here")
+        return await submit_all(owner, operations)
+
+    def owned(self) -> dict[str, int]:
+        return {name: len(host.owned_shards) for name, host in self.hosts.items()}
+
+    async def stop(self, name: str) -> None:
+        await self.hosts.pop(name).stop()
+        await self.tasks.pop(name)
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    cluster = Cluster()
+    yield cluster
+    for name in list(cluster.hosts):
+        await cluster.stop(name)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if fact():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never happened")
+
+
+async def test_hosts_share_the_shards_and_survive_one_another(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    cluster.start("b")
+    await until(lambda: cluster.owned() == {"a": 2, "b": 2})
+    await cluster.stop("a")
+    await until(lambda: cluster.owned() == {"b": 4})
+
+
+async def test_a_dead_hosts_shards_move_when_its_leases_run_out(cluster: Cluster) -> None:
+    cluster.start("a")
+    cluster.start("b")
+    await until(lambda: cluster.owned() == {"a": 2, "b": 2})
+    dead = cluster.hosts.pop("a")
+    cluster.tasks.pop("a").cancel()
+    for tenure, task in dead._tenures.values():
+        task.cancel()
+        assert tenure.owner is not None
+    await until(lambda: cluster.owned() == {"b": 4})
+
+
+async def test_a_host_that_comes_back_takes_its_shards_without_waiting(cluster: Cluster) -> None:
+    """Its own leases, left by its last incarnation, are free for it."""
+    await cluster.store.acquire(
+        "toy/1", "a", ttl_s=60, value=Member("a", "zone-a", "a", "toy").to_json()
+    )
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+
+
+async def test_operations_reach_the_owner_wherever_it_is(cluster: Cluster) -> None:
+    cluster.start("a")
+    cluster.start("b")
+    await until(lambda: cluster.owned() == {"a": 2, "b": 2})
+    for name in ("a", "b", "elsewhere"):
+        router = cluster.router(name)
+        for shard in SHARDS:
+            await router.submit("toy", shard, add(shard, 5))
+            assert TOTAL.unpack(await router.submit("toy", shard, READ)) == (5,)
+
+
+async def test_waiting_operations_share_calls_to_a_peer(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    router = cluster.router()
+    await asyncio.gather(*(router.submit("toy", 1, add(number, 1)) for number in range(300)))
+    assert sum(cluster.calls) == 300
+    assert len(cluster.calls) < 10
+
+
+async def test_each_operation_of_a_call_has_its_own_outcome(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    router = cluster.router()
+    good, refused = await asyncio.gather(
+        router.submit("toy", 1, add(1, 7)),
+        router.submit("toy", 1, REFUSED),
+        return_exceptions=True,
+    )
+    assert good == TOTAL.pack(7)
+    assert isinstance(refused, Rejected)
+
+
+async def test_a_router_finds_the_new_owner_after_a_hand_over(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    router = cluster.router()
+    for shard in SHARDS:
+        await router.submit("toy", shard, READ)
+    cluster.start("b")
+    await until(lambda: cluster.owned() == {"a": 2, "b": 2})
+    for shard in SHARDS:
+        assert TOTAL.unpack(await router.submit("toy", shard, add(shard, 3))) == (3,)
+
+
+async def test_a_router_that_follows_learns_of_moves_by_itself(cluster: Cluster) -> None:
+    router = cluster.router()
+    following = asyncio.create_task(router.follow("toy"))
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    await cluster.stop("a")
+    cluster.start("b")
+    await until(lambda: cluster.owned() == {"b": 4})
+    await router.submit("toy", 1, READ)
+    following.cancel()
+    assert cluster.calls == [1]
+
+
+async def test_without_an_owner_the_caller_is_told_to_come_back(cluster: Cluster) -> None:
+    with pytest.raises(Transient) as caught:
+        await cluster.router().submit("toy", 1, READ)
+    assert 0 < caught.value.retry_after_s < 1
+
+
+async def test_a_failed_call_leaves_the_outcome_open(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    cluster.broken = True
+    with pytest.raises(Ambiguous):
+        await cluster.router().submit("toy", 1, add(1, 1))
+
+
+async def test_a_corrupt_log_is_left_alone_and_the_others_served(cluster: Cluster) -> None:
+    await cluster.store.create(ShardKey("toy", 2).log(0), b"not a block")
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 3})
+    await asyncio.sleep(0.1)
+    assert cluster.hosts["a"].owned_shards == (0, 1, 3)
