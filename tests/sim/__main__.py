@@ -10,10 +10,15 @@ import sys
 import structlog
 
 from tests.sim.bugs import PLANTED
+from tests.sim.money import ClaimsScenario, DoubleSettleScenario
 from tests.sim.scenario import Scenario, ToyScenario
 from tests.sim.simulation import Owner, Simulation
 
-SCENARIOS: dict[str, type[Scenario]] = {"toy": ToyScenario}
+SCENARIOS: dict[str, type[Scenario]] = {
+    "toy": ToyScenario,
+    "claims": ClaimsScenario,
+    "double-settle": DoubleSettleScenario,  # a planted bug: see tests/sim/money.py
+}
 
 
 def main() -> int:
