@@ -123,7 +123,7 @@ async def test_settlement_waits_while_a_scheme_is_active_that_is_not_stored(stag
 
 
 async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) -> None:
-    """R30: the switch; what was claimed meanwhile is credited afterwards."""
+    """R24, R30: a backlog delays credit and loses nothing; the switch makes one."""
     spec = switches.find_switch("settle_pause")
     on = switches.Setting(True, "wang", "test", 0, None)
     written = await stage.store.put(f"switches/{spec.name}", switches.setting_to_json(on))

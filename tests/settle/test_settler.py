@@ -48,6 +48,7 @@ def reasons(ledger: MemoryLedger) -> list[str]:
 
 
 def test_every_good_claim_is_credited_with_its_amount(minted: MintedCampaign) -> None:
+    """R52: reconciled against what was minted, then credited, in one pass over all claims."""
     ledger, claims = MemoryLedger(), shard_claims(minted)
     done = settler_on(ledger).settle(blocks_of(claims), book_of(minted))
     assert (done.claims, done.transfers, done.quarantined) == (len(claims), len(claims), 0)

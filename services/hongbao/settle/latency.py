@@ -1,11 +1,11 @@
 """Owns the compact histogram of credit latencies; refuses to keep it (the ledger does).
 
 Latency of a claim = credited time − opened_at. Buckets are logarithmic, BUCKETS_PER_OCTAVE to a
-doubling, so a percentile read back is at most 4.5 % too high and never too low.
+doubling: bucket b ends at 2^(b / BUCKETS_PER_OCTAVE) − 1 ms, so a percentile read back is at most
+4.5 % too high and never too low.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -36,20 +36,3 @@ def count_latency(transfers: Sequence[Transfer], credited_at_ms: int) -> list[La
     return [
         LatencyCount(second, *pair) for pair in zip(found.tolist(), claims.tolist(), strict=True)
     ]
-
-
-def bucket_edge_s(bucket: int) -> float:
-    """Return the upper edge of a bucket."""
-    return float((2 ** (bucket / BUCKETS_PER_OCTAVE) - 1) / 1000)
-
-
-def quantile_s(counts: Iterable[tuple[int, int]], share: float) -> float | None:
-    """Return the latency that `share` of the claims did not pass, from (bucket, claims) pairs."""
-    pairs = sorted(counts)
-    wanted = math.ceil(sum(claims for _, claims in pairs) * share)
-    seen = 0
-    for bucket, claims in pairs:
-        seen += claims
-        if seen >= wanted:
-            return bucket_edge_s(bucket)
-    return None
