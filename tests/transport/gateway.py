@@ -74,7 +74,7 @@ async def running_gateway(config: GatewayConfig, folder: Path) -> AsyncIterator[
         )
     admin = EnvoyAdmin(config.admin_path)
     try:
-        await admin.wait_ready(READY_S_MAX)
+        await admin.wait_ready(READY_S_MAX, is_alive=lambda: process.poll() is None)
         yield Gateway(config.port, folder, admin, process)
     finally:
         await admin.close()

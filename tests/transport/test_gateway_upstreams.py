@@ -12,6 +12,7 @@ from hongbao.domain.errors import Overloaded, Rejected, Transient
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.transport.admission import Admission
 from hongbao.transport.dispatcher import Dispatcher, Method
+from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
 from hongbao.transport.grpc_server import GrpcServer, start_grpc_server
 from hongbao.transport.metrics import CallMetrics
 from hongbao.transport.upstreams import Endpoint, Upstream
@@ -83,6 +84,27 @@ async def test_calls_stay_in_the_own_zone_and_leave_it_when_it_is_lost(tmp_path:
         near.error = Transient("the zone is lost")
         assert await open_many(gateway, 10) == [2] * 10  # by retries at first, then by ejection
         assert near.calls < 20
+
+
+async def test_a_failure_that_a_retry_saved_is_not_final(tmp_path: Path) -> None:
+    """R29: the process counts a system failure, the gateway counts what the caller got."""
+    bad, good = Redeem(0, Transient("no")), Redeem(1)
+    async with gateway_to(tmp_path, ("a", bad), ("a", good)) as gateway:
+        await open_many(gateway, 20)
+        saved = await asyncio.to_thread(final_calls, gateway)
+        good.error = Rejected("never")
+        bad.error = Transient("no")
+        await open_many(gateway, 20)
+        rejected = await asyncio.to_thread(final_calls, gateway)
+    assert saved == {"ok": 20}
+    assert rejected == {"ok": 20, "logical": 20}
+
+
+def final_calls(gateway: Gateway) -> dict[str, float]:
+    metrics = GatewayMetrics(read_admin(str(gateway.folder / "admin")))
+    samples = next(iter(metrics.collect())).samples
+    assert {sample.labels["method"] for sample in samples} == {OPEN}
+    return {sample.labels["outcome"]: sample.value for sample in samples}
 
 
 async def test_an_unavailable_process_is_not_seen_by_callers(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Owns talking to an Envoy's admin interface over its Unix socket: readiness, drain, statistics."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,11 +46,15 @@ class EnvoyAdmin:
         except httpx.TransportError:
             return False
 
-    async def wait_ready(self, timeout_s: float) -> None:
-        """Return once Envoy takes calls; raises Transient after `timeout_s`."""
+    async def wait_ready(
+        self, timeout_s: float, is_alive: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Return once Envoy takes calls; raises Transient after `timeout_s` or when it died."""
         for _ in range(max(1, int(timeout_s / POLL_S))):
             if await self.is_ready():
                 return
+            if not is_alive():
+                raise Transient("the gateway ended before it was ready")
             await asyncio.sleep(POLL_S)
         raise Transient(f"the gateway was not ready within {timeout_s} s")
 

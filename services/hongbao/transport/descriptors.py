@@ -41,6 +41,15 @@ def dependencies_first(root: FileDescriptor) -> Iterable[FileDescriptor]:
     yield root
 
 
+def method_names() -> dict[str, list[str]]:
+    """Return the methods of each of our services by its full name."""
+    return {
+        f"{file.package}.{service.name}": [method.name for method in service.method]
+        for file in committed_descriptors().file
+        for service in file.service
+    }
+
+
 def annotated_services(names: Iterable[str]) -> list[str]:
     """Return those of the named services that have an HTTP mapping."""
     wanted = set(names)

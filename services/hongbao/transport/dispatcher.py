@@ -61,6 +61,7 @@ class Dispatcher:
     ) -> None:
         self.admission: Final = admission
         self.metrics: Final = metrics
+        metrics.watch(admission)
         self.routes: Final[dict[str, Route]] = {}
         self.add(methods)
 

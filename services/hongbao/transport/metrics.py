@@ -11,10 +11,15 @@ from typing import Final
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from hongbao.transport.admission import KEYS, Admission
 from hongbao.transport.errors import Outcome
 
 LATENCY_BOUNDS_S: Final = (
@@ -45,10 +50,15 @@ class CallMetrics(Collector):
 
     def __init__(self) -> None:
         self._methods: dict[str, MethodCounts] = {}
+        self._admission: Admission | None = None
 
     def method(self, path: str) -> MethodCounts:
         """Return the counts of `path`, made at the first call."""
         return self._methods.setdefault(path, MethodCounts(path))
+
+    def watch(self, admission: Admission) -> None:
+        """Tell of the process's admission too."""
+        self._admission = admission
 
     def collect(self) -> Iterable[Metric]:
         """Yield the families; called by the scraper's thread."""
@@ -68,6 +78,17 @@ class CallMetrics(Collector):
             latency.add_metric((counts.path,), cumulative(counts.buckets), counts.sum_s)
         yield calls
         yield latency
+        if self._admission is not None:
+            yield GaugeMetricFamily(
+                "hongbao_admitted_part",
+                "How far the admission threshold is open: 1 admits every priority (R25)",
+                value=self._admission.threshold / KEYS,
+            )
+            yield GaugeMetricFamily(
+                "hongbao_queue_seconds",
+                "Least queueing time in the last window: the standing queue",
+                value=self._admission.queue_s,
+            )
 
 
 def cumulative(buckets: list[int]) -> list[tuple[str, float]]:
