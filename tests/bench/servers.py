@@ -14,6 +14,7 @@ import httpx
 import sqlalchemy as sa
 from hongbao.adapters import sql
 from hongbao.adapters.clock import SystemClock
+from hongbao.audit.tables import bucket_quantile_s
 from hongbao.cipher.derive import binding_key
 from hongbao.cipher.keyring import Keyring
 from hongbao.cli.prepare import role_keyring
@@ -26,7 +27,6 @@ from hongbao.cli.rain import (
 )
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.timeline import Timeline
-from hongbao.settle.latency import quantile_s
 
 from tests.bench import budget
 from tests.bench.drive import write_requests
@@ -122,7 +122,7 @@ class Servers:
         with engine.connect() as connection:
             rows = [(int(bucket), int(claims)) for bucket, claims in connection.execute(query)]
         engine.dispose()
-        return sum(claims for _, claims in rows), quantile_s(rows, 0.99)
+        return sum(claims for _, claims in rows), bucket_quantile_s(rows, 0.99) if rows else None
 
     @asynccontextmanager
     async def grpcio_instead(self) -> AsyncIterator[tuple[int, int]]:
