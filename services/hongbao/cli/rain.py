@@ -5,7 +5,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from hongbao.adapters.clock import SystemClock
@@ -16,7 +16,7 @@ from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.prepare import Prepared, Step, prepare
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings
-from hongbao.cli.supervisor import Supervisor
+from hongbao.cli.supervisor import Supervisor, role_command
 from hongbao.client.gateways import Gateway
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import NotFound, Transient
@@ -75,11 +75,11 @@ async def rain(
     campaign: Campaign,
     prepared: Prepared,
     timeline: Timeline,
-    environ: Mapping[str, str] | None = None,
+    environ: Callable[[ProcessSpec], Mapping[str, str]] | None = None,
 ) -> AsyncIterator[Rain]:
     """Start every role, ready when entered; drain in order when left.
 
-    `environ` is added to every process's environment (fault injection in tests).
+    `environ` says what is added to a process's environment (fault injection in tests).
     """
     clock = SystemClock()
     run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ async def rain(
 
     async def environment(spec: ProcessSpec) -> Mapping[str, str]:
         secrets = await _pod_secrets(store, prepared.token_root, spec) if spec.pod else {}
-        return {**(environ or {}), **secrets}
+        return {**(environ(spec) if environ else {}), **secrets}
 
     async def ready(spec: ProcessSpec) -> bool:
         return await _is_ready(run, spec, embedding)
@@ -100,7 +100,12 @@ async def rain(
             await _drain_envoy(run, spec)
 
     supervisor = Supervisor(
-        run, environ=environment, ready=ready, drain=drain, monotonic_s=clock.monotonic_s
+        run,
+        environ=environment,
+        ready=ready,
+        drain=drain,
+        monotonic_s=clock.monotonic_s,
+        command=role_command,
     )
     up = Rain(run, settings, campaign, timeline, tuple(specs), supervisor, store, clock, embedding)
     pods = access_pods(specs)

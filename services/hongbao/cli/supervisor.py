@@ -23,6 +23,7 @@ READY_S_MAX = 60.0
 
 log = structlog.get_logger()
 
+Command = Callable[[RunDir, ProcessSpec], list[str]]
 Environ = Callable[[ProcessSpec], Awaitable[Mapping[str, str]]]
 Drain = Callable[[ProcessSpec], Awaitable[None]]
 Ready = Callable[[ProcessSpec], Awaitable[bool]]
@@ -39,8 +40,10 @@ class Supervisor:
         ready: Ready,
         drain: Drain,
         monotonic_s: Callable[[], float],
+        command: Command,
     ) -> None:
         """Take what the roles need: secrets for a start, a readiness probe, a way to drain."""
+        self._command = command
         self._run = run
         self._environ = environ
         self._ready = ready
@@ -129,8 +132,7 @@ class Supervisor:
     async def _spawn(self, spec: ProcessSpec) -> asyncio.subprocess.Process:
         self._run.logs.mkdir(parents=True, exist_ok=True)
         environ = {**os.environ, **await self._environ(spec)}
-        command = [sys.executable, "-m", "hongbao.cli.main", "role", spec.role]
-        command += ["--run", str(self._run.path), "--process", spec.process]
+        command = self._command(self._run, spec)
         with (self._run.logs / f"{spec.process}.log").open("ab") as output:
             # A session of its own: Ctrl-C reaches the supervisor alone, which drains in order.
             child = await asyncio.create_subprocess_exec(
@@ -143,3 +145,9 @@ class Supervisor:
             )
         self._children[spec.process] = child
         return child
+
+
+def role_command(run: RunDir, spec: ProcessSpec) -> list[str]:
+    """Return what starts a process of a run."""
+    place = ["--run", str(run.path), "--process", spec.process]
+    return [sys.executable, "-m", "hongbao.cli.main", "role", spec.role, *place]

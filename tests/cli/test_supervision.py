@@ -1,0 +1,75 @@
+"""Facts about keeping processes alive, with real processes that only sleep."""
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hongbao.cli.run_dir import ProcessSpec, RunDir
+from hongbao.cli.supervisor import Supervisor
+
+SPEC = ProcessSpec("sleeper-a-0", "sleeper", "a")
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Supervisor:
+    """Supervise `sleep` in place of a role: the command is the only thing exchanged."""
+
+    async def environ(_spec: ProcessSpec) -> Mapping[str, str]:
+        return {}
+
+    async def yes(_spec: ProcessSpec) -> bool:
+        return True
+
+    async def nothing(_spec: ProcessSpec) -> None:
+        return None
+
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    return Supervisor(
+        RunDir(tmp_path),
+        environ=environ,
+        ready=yes,
+        drain=nothing,
+        monotonic_s=time.monotonic,
+        command=lambda _run, _spec: sleep,
+    )
+
+
+async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110  (polls a process table)
+            await asyncio.sleep(0.01)
+
+
+async def test_a_killed_process_is_started_again(supervisor: Supervisor) -> None:
+    await supervisor.start([SPEC])
+    first = supervisor.pid(SPEC.process)
+    supervisor.kill(SPEC.process)
+    await until(lambda: supervisor.pid(SPEC.process) not in (None, first))
+    assert supervisor.deaths == [(SPEC.process, -9)]
+    await supervisor.drain([SPEC])
+
+
+async def test_a_lost_process_stays_down_until_it_is_started(supervisor: Supervisor) -> None:
+    await supervisor.start([SPEC])
+    supervisor.lose([SPEC])
+    await until(lambda: supervisor.pid(SPEC.process) is None)
+    await asyncio.sleep(0.5)
+    assert supervisor.pid(SPEC.process) is None
+    await supervisor.start([SPEC])
+    assert supervisor.pid(SPEC.process) is not None
+    await supervisor.drain([SPEC])
+
+
+async def test_a_drained_process_is_gone_and_does_not_come_back(supervisor: Supervisor) -> None:
+    await supervisor.start([SPEC])
+    pid = supervisor.pid(SPEC.process)
+    await supervisor.drain([SPEC])
+    assert supervisor.pid(SPEC.process) is None
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert supervisor.deaths == []

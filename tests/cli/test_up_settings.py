@@ -1,0 +1,83 @@
+"""Facts about the one settings file of `hongbao up`, and the processes that follow from it."""
+
+from pathlib import Path
+
+import pytest
+from hongbao.cli.run_dir import RunDir, access_pods, plan_processes
+from hongbao.cli.settings import UpSettings, read_settings
+from hongbao.domain.errors import NotFound, Rejected
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "up.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
+    settings = read_settings(write(tmp_path, "campaign: my/campaign.yaml\n"))
+    assert settings.campaign == tmp_path / "my/campaign.yaml"
+    assert settings.run_dir.is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("campaign: a.yaml\nzone: [a]\n", "zone: Extra inputs are not permitted"),
+        ("zones: [a]\n", "campaign: Field required"),
+        ("campaign: a.yaml\nzones: [a, a]\n", "each named once"),
+        ("campaign: a.yaml\nzones: [A-1]\n", "'A-1' is not a zone name"),
+        ("campaign: a.yaml\naccess_per_zone: 0\n", "access_per_zone"),
+        ("campaign: a.yaml\nlease_ttl_s: 0.01\n", "lease_ttl_s"),
+        ("campaign: a.yaml\ngateway_port: 70000\n", "gateway_port"),
+        ("- a\n", "must be a mapping"),
+        ("campaign: [\n", "cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_its_name(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(Rejected, match=r"up\.yaml") as refused:
+        read_settings(write(tmp_path, text))
+    assert says in str(refused.value)
+
+
+def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(Rejected) as refused:
+        read_settings(write(tmp_path, "claims_shards: 0\nticket_shards: x\n"))
+    assert len(str(refused.value).splitlines()) == 3
+
+
+def settings_of(zones: tuple[str, ...], port: int = 0) -> UpSettings:
+    return UpSettings(campaign=Path("c.yaml"), zones=zones, gateway_port=port)
+
+
+def test_every_process_gets_ports_of_its_own() -> None:
+    specs = plan_processes(settings_of(("a", "b", "c")))
+    ports = [port for spec in specs for port in spec.ports.values()]
+    assert len(set(ports)) == len(ports)
+    assert [spec.process for spec in specs][:3] == ["store", "redeem-a-0", "redeem-b-0"]
+
+
+def test_gateways_follow_each_other_from_the_wanted_port() -> None:
+    specs = plan_processes(settings_of(("a", "b"), port=18080))
+    assert [one.ports["public"] for one in specs if one.role == "access"] == [18080, 18081]
+
+
+def test_pods_are_numbered_over_all_zones() -> None:
+    pods = access_pods(plan_processes(settings_of(("a", "b", "c"))))
+    assert [(pod.pod, pod.process, pod.zone) for pod in pods] == [
+        (1, "access-a-0", "a"),
+        (2, "access-b-0", "b"),
+        (3, "access-c-0", "c"),
+    ]
+
+
+def test_a_run_remembers_its_processes(tmp_path: Path) -> None:
+    run, settings = RunDir(tmp_path), settings_of(("a",))
+    specs = plan_processes(settings)
+    run.write_specs(settings, specs)
+    assert run.read_specs() == (settings, specs)
+
+
+def test_a_folder_without_a_run_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="hongbao up"):
+        RunDir(tmp_path).read_specs()
