@@ -32,6 +32,8 @@ check: setup ## format, lint, types, layers, generated files
 	$(RUN)/mypy
 	$(RUN)/lint-imports
 	$(RUN)/python tools/generate_protos.py --check
+	$(RUN)/python tools/generate_openapi.py --check
+	$(RUN)/hongbao switch docs | diff - docs/switches.md
 
 bench: setup ## measure, peers side by side; writes out/bench.json
 	$(RUN)/python -m tests.bench
@@ -41,6 +43,7 @@ sim: setup ## simulate any number of seeds: make sim SEEDS=10000
 
 protos: setup ## regenerate the protobuf stubs, descriptors and the OpenAPI document
 	$(RUN)/python tools/generate_protos.py
+	$(RUN)/python tools/generate_openapi.py
 
 lock: ## resolve the locks anew (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header -q pyproject.toml -o requirements/run.txt

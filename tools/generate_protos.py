@@ -29,6 +29,7 @@ def generate(out: Path) -> None:
     descriptors.parent.mkdir(parents=True, exist_ok=True)
     arguments = [
         "protoc",
+        f"--plugin=protoc-gen-mypy={Path(sys.executable).parent / 'protoc-gen-mypy'}",
         *(f"-I{path}" for path in includes),
         f"--python_out={out}",
         f"--mypy_out=quiet:{out}",
