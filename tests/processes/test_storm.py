@@ -1,0 +1,139 @@
+"""F1, F2, F3, F5, F7 on a whole run: access, redeem and settle processes killed under load.
+
+One evening is shared by all tests here: seeded SIGKILLs of gateways, claims owners and settle
+processes, and a claims owner stopped (SIGSTOP) past its lease and continued.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import checkers
+from tests.processes.rainy import Evening, Plot, Stage, play_evening, short_folder
+
+WINDOW_PACKETS = 2 * 2048  # AccessLimits: reserve_files × reserve_records
+KILLS = {"access": 4, "redeem": 3, "settle": 5}
+PAUSED = "redeem-b-0"
+
+pytestmark = pytest.mark.slow
+
+
+async def storm(stage: Stage) -> None:
+    """Kill a process of each role again and again; pause an owner in the first slot's midst."""
+    unpaused = asyncio.Event()
+    unpaused.set()
+    async with asyncio.TaskGroup() as group:
+        for role, times in KILLS.items():
+            shares = sorted(0.02 + 0.96 * stage.draw() for _ in range(times))
+            victims = [stage.draw() for _ in range(times)]
+            plan = list(zip(shares, victims, strict=True))
+            group.create_task(kill_at(stage, role, plan, unpaused))
+        group.create_task(pause_owner(stage, unpaused))
+
+
+async def kill_at(
+    stage: Stage, role: str, plan: list[tuple[float, float]], unpaused: asyncio.Event
+) -> None:
+    """Kill a living process of a role at each moment; owners only while none of them is paused."""
+    up = stage.up
+    first, last = up.timeline.slots[0].starts_at_ms, up.timeline.slots[-1].ends_at_ms
+    for share, victim in plan:
+        at_ms = first + int((last - first) * share)
+        await asyncio.sleep(max(0.0, (at_ms - up.clock.wall_ms()) / 1000))
+        if role == "redeem":
+            await unpaused.wait()
+        living = [one.process for one in up.of(role=role) if up.supervisor.pid(one.process)]
+        if living:
+            stage.kill(living[int(victim * len(living))])
+
+
+async def pause_owner(stage: Stage, unpaused: asyncio.Event) -> None:
+    """Stop an owner for twice its lease; note who owned its shards before and after (F7)."""
+    up, facts = stage.up, stage.notes.facts
+    await stage.at(0, 0.6)
+    unpaused.clear()
+    facts["before"] = await owned_beside_another(stage)
+    pid = up.supervisor.pid(PAUSED)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(2.5 * stage.plot.lease_ttl_s)
+        facts["after"] = await stage.owners()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await asyncio.sleep(1.0)
+    facts["continued"] = up.supervisor.pid(PAUSED) == pid
+    unpaused.set()
+
+
+async def owned_beside_another(stage: Stage) -> dict[int, tuple[str, int]]:
+    """Wait until the owner has shards and so has another; return the owner's, with their epochs."""
+    while True:
+        owners = await stage.owners()
+        if len({name for name, _ in owners.values()}) == 2:
+            return {shard: one for shard, one in owners.items() if one[0] == PAUSED}
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def evening(seed: int) -> Iterator[Evening]:
+    with short_folder() as folder:
+        yield play_evening(folder, Plot(seed, seconds=13.0), storm)
+
+
+def test_every_kind_of_process_was_killed_under_load(evening: Evening) -> None:
+    killed = {process.split("-")[0] for _, process in evening.notes.kills}
+    assert killed == set(KILLS)
+    assert {process for process, _ in evening.deaths} >= {name for _, name in evening.notes.kills}
+    assert len(evening.claims) > 1000
+    assert evening.load.open_repeats.total() > 0
+
+
+def test_no_ticket_is_issued_twice_by_killed_gateways(evening: Evening) -> None:
+    """F1: the second user of a record would get ALREADY_OPENED; see also test_access_kills."""
+    assert evening.load.opens["ALREADY_OPENED"] == 0
+    checkers.check_claimed_once(evening.claims)
+    checkers.check_one_pod_a_file(evening.claims)
+
+
+def test_killed_gateways_lose_at_most_what_they_had_reserved(evening: Evening) -> None:
+    """F1: and all of it is in the residual report."""
+    crashes = sum(process.startswith("access") for process, _ in evening.deaths)
+    checkers.check_residue(evening.audit["residue_packets"], crashes, WINDOW_PACKETS)
+    reserved = sum(row["packets_reserved"] for row in evening.audit["slots"])
+    won = evening.load.shakes["PACKET"]
+    assert won <= reserved <= won + evening.audit["residue_packets"]
+
+
+def test_no_acknowledged_open_is_lost_when_owners_are_killed(evening: Evening) -> None:
+    """F2, F3: answers were lost and asked for again; every promise is in the log, once."""
+    assert len(evening.acknowledged) > 1000
+    checkers.check_promises_kept(evening.acknowledged, evening.claims)
+    assert evening.load.opens["UNRESOLVED"] == 0
+
+
+def test_killed_settle_processes_credit_exactly_what_was_opened(evening: Evening) -> None:
+    """F5."""
+    checkers.check_settled_once(evening.claims, evening.transfers)
+    assert evening.audit["quarantined_fen"] == 0
+
+
+def test_an_owner_stopped_past_its_lease_comes_back_as_a_stranger(evening: Evening) -> None:
+    """F7: its shards had other owners with later epochs while it was stopped."""
+    facts = evening.notes.facts
+    assert facts["before"]
+    for shard, (_, epoch) in facts["before"].items():
+        owner, later = facts["after"][shard]
+        assert owner != PAUSED
+        assert later > epoch
+    assert facts["continued"], "the continued process must stop owning, not die"
+
+
+def test_the_money_of_the_stormy_evening_adds_up(evening: Evening) -> None:
+    audit = evening.audit
+    assert audit["equations"] == "hold"
+    assert audit["credited_fen"] == audit["opened_fen"] == sum(c.amount_fen for c in evening.claims)
+    assert (audit["paid_twice"], audit["claims_lost"], audit["pending_fen"]) == (0, 0, 0)
