@@ -126,6 +126,8 @@ def build_listener(config: GatewayConfig) -> Json:
     return {
         "name": "public",
         "address": {"socket_address": address},
+        # Else two gateways on one port would share its callers, and nobody would notice.
+        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": 64 << 10,
         "filter_chains": [chain],
     }

@@ -85,6 +85,8 @@ def build_cluster(zone: str, upstream: Upstream) -> Json:
             "interval": "1s",
             "base_ejection_time": "3s",
             "max_ejection_percent": 50,
+            # A process can pass its probe and fail its calls: only time brings it back.
+            "successful_active_health_check_uneject_host": False,
         },
         "circuit_breakers": {
             "thresholds": [
@@ -98,19 +100,24 @@ def build_cluster(zone: str, upstream: Upstream) -> Json:
                 }
             ]
         },
-        # When most instances are bad, load on the rest would only kill them too (R27).
-        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        # Load beyond what the good ones carry is refused (circuit breakers, R27), not sent to
+        # bad ones; only when every probe fails is it the probes that are not believed.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 1}},
     }
 
 
 def build_health_check(embedded: bool) -> Json:
-    """Build the probe of one endpoint: gone after two misses, back after one answer."""
+    """Build the probe of one endpoint: gone after three misses, back after one answer.
+
+    It finds processes that hang; dead ones are found by their calls, at once. Shorter times
+    take processes away that only wait for a busy core.
+    """
     ready = {"http_health_check": {"path": READY_PATH, "codec_client_type": "HTTP2"}}
     return {
-        "timeout": "0.5s",
+        "timeout": "1s",
         "interval": "1s",
         "no_traffic_interval": "1s",
-        "unhealthy_threshold": 2,
+        "unhealthy_threshold": 3,
         "healthy_threshold": 1,
         **(ready if embedded else {"grpc_health_check": {}}),
     }
