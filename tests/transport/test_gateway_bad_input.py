@@ -193,6 +193,24 @@ async def test_zero_and_malformed_deadlines_are_refused(
     assert answer.headers["grpc-status"] == str(code)
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        (SHAKE, b"\x00\x00", 3),
+        ("/hongbao.v1.Access/Nope", b"\x00" * 5, 12),
+        ("/hongbao.v1.Nope/Shake", b"\x00" * 5, 12),
+        (SHAKE, b"\x00" * 40_000, 8),
+    ],
+)
+async def test_grpc_web_callers_get_the_code_in_the_headers(
+    gateway: Gateway, path: str, body: bytes, code: int
+) -> None:
+    headers = {"content-type": "application/grpc-web+proto"}
+    async with httpx.AsyncClient(base_url=gateway.url) as client:
+        answer = await client.post(path, content=body, headers=headers)
+    assert answer.headers["grpc-status"] == str(code)
+
+
 async def test_a_cancelled_call_leaves_the_gateway_well(gateway: Gateway) -> None:
     async with grpc.aio.insecure_channel(gateway.address) as channel:
         slow = access_pb2.OpenSessionRequest(campaign="wait-300").SerializeToString()

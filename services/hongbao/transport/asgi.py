@@ -81,7 +81,8 @@ def make_app(
     """Build the ASGI application that serves `dispatcher`.
 
     `startup` runs before the first call and may still add methods; when it raises, Envoy does
-    not start. `shutdown` has only a moment (launch.drain_gateway comes before it).
+    not start. `shutdown` runs after SIGTERM, and Envoy waits for it; calls are cut off by then,
+    so admin.EnvoyAdmin.drain comes before SIGTERM.
     """
     routes = dispatcher.routes
     answer = dispatcher.answer
