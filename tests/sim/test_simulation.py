@@ -21,9 +21,9 @@ def simulate(seed: int, owner_type: type[Owner] = Owner) -> list[Violation]:
     return Simulation(seed, ToyScenario(), owner_type=owner_type).run()
 
 
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("part", range(4))
 def test_no_seed_breaks_a_rule(part: int) -> None:
-    """512 seeds; `python -m tests.sim --seeds 1 --first SEED --trace` repeats one."""
+    """256 seeds; `python -m tests.sim --seeds 1 --first SEED --trace` repeats one."""
     first = part * SEEDS_PER_TEST
     broken = {
         seed: found for seed in range(first, first + SEEDS_PER_TEST) if (found := simulate(seed))
@@ -31,9 +31,18 @@ def test_no_seed_breaks_a_rule(part: int) -> None:
     assert broken == {}
 
 
-@pytest.mark.parametrize("bug", sorted(PLANTED))
-def test_a_planted_bug_is_found(bug: str) -> None:
-    assert any(simulate(seed, PLANTED[bug]) for seed in range(BUG_SEEDS_MAX))
+@pytest.mark.parametrize(
+    ("bug", "rule"),
+    [
+        ("skipped-epoch-block", "an epoch begins with its block"),
+        ("reply-before-durable", "no acknowledged operation is lost"),
+        ("stale-read-back", "no acknowledged operation is lost"),
+    ],
+)
+def test_a_planted_bug_breaks_its_rule(bug: str, rule: str) -> None:
+    """A skipped epoch block shows in the log of every seed; as a stale answer only rarely."""
+    rules = (found.rule for seed in range(BUG_SEEDS_MAX) for found in simulate(seed, PLANTED[bug]))
+    assert rule in rules
 
 
 def test_a_seed_repeats_to_the_last_event_in_another_process() -> None:
