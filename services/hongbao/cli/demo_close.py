@@ -98,7 +98,8 @@ def _facts(up: Rain, audit: dict[str, Any], acknowledged: int, seed: int) -> dic
                 "starts_at_ms": slot.starts_at_ms,
                 "ends_at_ms": slot.ends_at_ms,
                 "packets": slots[slot.slot]["packets_minted"],
-                "issued": slots[slot.slot]["packets_reserved"],
+                "issued": slots[slot.slot]["packets_reserved"]
+                - slots[slot.slot]["residue_packets"],
                 "opened": slots[slot.slot]["packets_opened"],
                 "residue_packets": slots[slot.slot]["residue_packets"],
             }

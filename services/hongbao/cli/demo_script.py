@@ -46,17 +46,24 @@ class Event:
 
 
 class EventLog:
-    """Keeps what happened, for the report."""
+    """Keeps what happened, for the report and for the screen."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._rows: list[dict[str, object]] = []
         self.lines: list[str] = []
 
     def add(self, at_ms: int, until_ms: int | None, kind: str, text: str) -> None:
-        """Append one event; a reader sees whole lines only."""
-        row = {"at_ms": at_ms, "until_ms": until_ms, "kind": kind, "text": text}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        """Take one event; a zone that comes back ends the event of its loss."""
+        lost = next((row for row in self._rows if row["kind"] == kind == "zone"), None)
+        if lost is not None:
+            lost["until_ms"] = until_ms
+        else:
+            row = {"at_ms": at_ms, "until_ms": until_ms, "kind": kind, "text": text}
+            self._rows.append(row)
+        self._path.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)
+        )
         self.lines.append(text)
 
 
