@@ -200,22 +200,22 @@ def build_filters(config: GatewayConfig) -> list[Json]:
         http_filter("grpc_web", "grpc_web.v3.GrpcWeb"),
         build_transcoder(config),
         build_python_filter(config),
-        # Behind Python: only routed calls pay for it (gateway_metrics reads it).
-        http_filter(
-            "grpc_stats",
-            "grpc_stats.v3.FilterConfig",
-            individual_method_stats_allowlist=allowlist(config),
-        ),
-        http_filter("router", "router.v3.Router", suppress_envoy_headers=True),
     ]
-    return filters
+    if config.upstreams:
+        filters.append(build_call_counter(config))
+    return [*filters, http_filter("router", "router.v3.Router", suppress_envoy_headers=True)]
 
 
-def allowlist(config: GatewayConfig) -> Json:
-    """Name the routed services whose calls are counted, so that callers cannot invent names."""
+def build_call_counter(config: GatewayConfig) -> Json:
+    """Build the counts of routed calls (gateway_metrics); callers cannot invent names in them."""
     routed = (name for upstream in config.upstreams for name in upstream.services)
     methods = descriptors.method_names()
-    return {"services": [{"name": name, "method_names": methods[name]} for name in routed]}
+    services = [{"name": name, "method_names": methods[name]} for name in routed]
+    return http_filter(
+        "grpc_stats",
+        "grpc_stats.v3.FilterConfig",
+        individual_method_stats_allowlist={"services": services},
+    )
 
 
 def http_filter(name: str, kind: str, **options: Any) -> Json:
