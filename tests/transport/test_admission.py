@@ -52,7 +52,7 @@ class Phones:
     """Is a closed loop: every phone calls once a second, or waits as long as it was told.
 
     One server takes `SERVE_S` for a call from one FIFO queue; a refusal costs `REFUSAL` of it,
-    as measured for an open that is refused in Python.
+    estimated for an open refused in Python: 39k refusals/s measured, 15k opens/s in the prototype.
     """
 
     SERVE_S = 0.001

@@ -34,7 +34,7 @@ class GatewayLimits:
     """Is what one gateway process takes from outside; what is over is refused in Envoy."""
 
     connections_max: int = 20_000
-    """Connections at once; further ones are closed unread. 20,000 cost about 400 MiB."""
+    """Connections at once; further ones are closed unread."""
     streams_per_connection_max: int = 32
     """HTTP/2 calls at once on a connection: the excess waits at the caller, where it is free."""
     header_kib_max: int = 16
