@@ -6,11 +6,27 @@ code with settle or audit. test_checkers.py shows that each can fail.
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from hongbao.client.acknowledged import AcknowledgedOpen
 from hongbao.domain.claim import Claim
+from hongbao.redeem.machine import ClaimOutcome
 
 from tests.processes.rainy import Transfer
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Is an answer that a caller got when it asked for a packet."""
+
+    serial: int
+    user: int
+    outcome: ClaimOutcome
+    amount_fen: int
+
+    @property
+    def won(self) -> bool:
+        return self.outcome in (ClaimOutcome.OPENED, ClaimOutcome.REPEATED)
 
 
 def check_issued_once(records: Iterable[bytes]) -> None:
@@ -29,6 +45,30 @@ def check_claimed_once(claims: Iterable[Claim]) -> None:
     """F4: a packet has one claim in all logs, so one winner."""
     twice = [serial for serial, times in Counter(c.serial for c in claims).items() if times > 1]
     assert not twice, f"{len(twice)} packets have two claims, as {twice[0]}"
+
+
+def check_one_winner(answers: Iterable[Answered]) -> None:
+    """F3, F4: one user has the packet, with one amount; it was opened once, then repeated."""
+    wins: defaultdict[int, set[tuple[int, int]]] = defaultdict(set)
+    opened: Counter[int] = Counter()
+    asked = set()
+    for one in answers:
+        asked.add(one.serial)
+        opened[one.serial] += one.outcome == ClaimOutcome.OPENED
+        if one.won:
+            wins[one.serial].add((one.user, one.amount_fen))
+    wrong = [serial for serial in asked if len(wins[serial]) != 1 or opened[serial] > 1]
+    assert not wrong, f"{len(wrong)} packets, as {wrong[0]}: winners {wins[wrong[0]]}"
+
+
+def check_answers_logged(answers: Iterable[Answered], claims: Iterable[Claim]) -> None:
+    """F2: who won is in the log; who heard that another had won, another is in the log."""
+    logged = {claim.serial: (claim.user, claim.amount_fen) for claim in claims}
+    for one in answers:
+        user, amount_fen = logged.get(one.serial, (None, None))
+        right = one.amount_fen == amount_fen if one.user == user else user is not None
+        right &= one.won == (one.user == user)
+        assert right, f"{one}; the log has {user}, {amount_fen}"
 
 
 def check_promises_kept(acknowledged: Iterable[AcknowledgedOpen], claims: Iterable[Claim]) -> None:

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from hongbao.client.acknowledged import AcknowledgedOpen
 from hongbao.domain.claim import Claim
+from hongbao.redeem.machine import ClaimOutcome
 
 from tests.processes import checkers
+from tests.processes.checkers import Answered
 from tests.processes.rainy import Transfer
 
 CLAIMS = [
@@ -15,6 +17,11 @@ CLAIMS = [
 ]
 TRANSFERS = [Transfer(one.serial, one.user, one.amount_fen, True) for one in CLAIMS]
 PROMISES = [AcknowledgedOpen(one.serial, one.user, one.amount_fen, 6_000) for one in CLAIMS]
+ANSWERS = [
+    *(Answered(c.serial, c.user, ClaimOutcome.OPENED, c.amount_fen) for c in CLAIMS),
+    Answered(1, 11, ClaimOutcome.REPEATED, 101),
+    Answered(2, 99, ClaimOutcome.ALREADY_OPENED, 0),
+]
 PAYMENTS = [(f"tiny/{one.serial}", one.amount_fen) for one in CLAIMS]
 
 
@@ -22,6 +29,8 @@ def test_a_history_without_faults_passes_every_checker() -> None:
     checkers.check_issued_once([b"a", b"b"])
     checkers.check_residue(8, 2, 4)
     checkers.check_claimed_once(CLAIMS)
+    checkers.check_one_winner(ANSWERS)
+    checkers.check_answers_logged(ANSWERS, CLAIMS)
     checkers.check_promises_kept(PROMISES, CLAIMS)
     checkers.check_settled_once(CLAIMS, TRANSFERS)
     checkers.check_paid_once(PAYMENTS, CLAIMS, "tiny")
@@ -43,6 +52,37 @@ def test_more_residue_than_the_windows_of_the_crashes_is_found() -> None:
 def test_two_winners_of_one_packet_are_found() -> None:
     with pytest.raises(AssertionError, match="1 packets have two claims, as 2"):
         checkers.check_claimed_once([*CLAIMS, CLAIMS[1]._replace(user=99)])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answered(1, 99, ClaimOutcome.REPEATED, 101),
+        Answered(1, 11, ClaimOutcome.OPENED, 101),
+        Answered(1, 11, ClaimOutcome.REPEATED, 7),
+        Answered(4, 14, ClaimOutcome.ALREADY_OPENED, 0),
+    ],
+    ids=["another user", "opened again", "another amount", "nobody"],
+)
+def test_answers_without_exactly_one_winner_are_found(answer: Answered) -> None:
+    with pytest.raises(AssertionError, match="1 packets, as"):
+        checkers.check_one_winner([*ANSWERS, answer])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answered(1, 11, ClaimOutcome.ALREADY_OPENED, 0),
+        Answered(1, 11, ClaimOutcome.REPEATED, 7),
+        Answered(1, 99, ClaimOutcome.OPENED, 101),
+        Answered(4, 14, ClaimOutcome.OPENED, 104),
+        Answered(4, 14, ClaimOutcome.ALREADY_OPENED, 0),
+    ],
+    ids=["denied to the winner", "another amount", "another user", "lost", "nobody"],
+)
+def test_an_answer_that_the_log_contradicts_is_found(answer: Answered) -> None:
+    with pytest.raises(AssertionError, match="the log has"):
+        checkers.check_answers_logged([*ANSWERS, answer], CLAIMS)
 
 
 @pytest.mark.parametrize("change", [{"packet": 9}, {"user": 99}, {"amount_fen": 1}])
