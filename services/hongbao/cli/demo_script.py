@@ -59,7 +59,12 @@ class EventLog:
         if lost is not None:
             lost["until_ms"] = until_ms
         else:
-            row = {"at_ms": at_ms, "until_ms": until_ms, "kind": kind, "text": text}
+            row: dict[str, object] = {
+                "at_ms": at_ms,
+                "until_ms": until_ms,
+                "kind": kind,
+                "text": text,
+            }
             self._rows.append(row)
         self._path.write_text(
             "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows)

@@ -17,6 +17,7 @@ from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.process import Process
 from hongbao.transport.admission import Admission
 from hongbao.transport.dispatcher import Dispatcher, Method
+from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
 from hongbao.transport.grpc_server import Extra, GrpcServer, start_grpc_server
 from hongbao.transport.metrics import CallMetrics, serve_metrics
 
@@ -81,6 +82,8 @@ class Serving:
             self._servers.append(await start_grpc_server(None, address, extra=role.internal))
         REGISTRY.register(self.dispatcher.metrics)
         REGISTRY.register(RoleCounters(process.spec.role, role.counters))
+        if process.spec.role == "access":
+            REGISTRY.register(GatewayMetrics(read_admin(str(process.socket("admin")))))
         serve_metrics("127.0.0.1", process.spec.ports["metrics"])
         log.info("role_started", role=process.spec.role, zone=process.spec.zone)
 
