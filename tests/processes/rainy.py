@@ -139,7 +139,7 @@ class Stage:
 @contextmanager
 def short_folder() -> Iterator[Path]:
     """Give a folder whose name leaves room for Unix sockets (108 bytes); kept after a failure."""
-    folder = Path(tempfile.mkdtemp(prefix="hb", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="hbrain-", dir="/tmp"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

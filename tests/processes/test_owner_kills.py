@@ -227,5 +227,5 @@ def test_a_store_that_lies_about_durability_is_caught(seed: int) -> None:
     """The planted bug: blocks that were acknowledged and never written."""
     with short_folder() as folder:
         history = asyncio.run(open_and_kill(folder, seed, [LIED], 6))
-    with pytest.raises(AssertionError, match="the log has None"):
+    with pytest.raises(AssertionError, match="the log has"):
         checkers.check_answers_logged(history.answers, history.claims)
