@@ -64,7 +64,7 @@ def main() -> int:
         folder = Path(path)
         machine = describe_machine(folder)
         if arguments.quick:
-            scale = Scale(rounds=1, seconds=2.0, packets=2_000_000, folder=folder)
+            scale = Scale(rounds=1, seconds=2.0, packets=4_000_000, folder=folder)
         else:
             scale = Scale(rounds=3, seconds=4.0, packets=10_000_000, folder=folder)
         results = asyncio.run(measure(chosen(arguments.only), scale))

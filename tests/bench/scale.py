@@ -19,6 +19,8 @@ class Scale:
     packets: int
     """Minted and mapped in the main run."""
     folder: Path
+    settle_s: float = 15.0
+    """How long an overloaded server and its callers get to come to terms."""
 
 
 Bench = Callable[[Scale], Awaitable[list[Result]]]

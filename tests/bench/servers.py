@@ -43,7 +43,7 @@ from tests.bench.pinned import (
 ACCESS, REDEEM, STORE, SETTLE = "access-a-0", "redeem-a-0", "store", "settle-a-0"
 PACE_PER_S = 50_000
 """Packets leave evenly over the slot; it is as long as to let so many leave in a second."""
-SLOT_S_MIN = 40.0
+SLOT_S_MIN = 90.0
 TICKET_SHARDS, CLAIMS_SHARDS = 4, 4
 SESSION_S = 6 * 3600
 
