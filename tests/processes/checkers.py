@@ -128,7 +128,17 @@ def check_no_open_after(claims: Iterable[Claim], key_ids: Collection[int], at_ms
     assert not late, f"{len(late)} opened with a denied key after {at_ms}, as {late[0]}"
 
 
-def check_silence(acknowledged: Iterable[AcknowledgedOpen], from_ms: int, until_ms: int) -> None:
-    """F18: nothing is acknowledged while nothing can become durable."""
-    lied = [one for one in acknowledged if from_ms < one.at_ms < until_ms]
+def check_silence(
+    acknowledged: Iterable[AcknowledgedOpen],
+    claims: Iterable[Claim],
+    from_ms: int,
+    until_ms: int,
+) -> None:
+    """F18: nothing is opened and acknowledged while nothing can become durable."""
+    opened_at = {claim.serial: claim.opened_at_ms for claim in claims}
+    lied = [
+        one
+        for one in acknowledged
+        if opened_at.get(one.packet, until_ms) > from_ms and from_ms < one.at_ms < until_ms
+    ]
     assert not lied, f"{len(lied)} acknowledged while the disk refused, as {lied[0]}"

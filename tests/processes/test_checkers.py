@@ -36,7 +36,7 @@ def test_a_history_without_faults_passes_every_checker() -> None:
     checkers.check_paid_once(PAYMENTS, CLAIMS, "tiny")
     checkers.check_one_pod_a_file(CLAIMS)
     checkers.check_no_open_after(CLAIMS, {7}, 5_000)
-    checkers.check_silence(PROMISES, 6_000, 7_000)
+    checkers.check_silence(PROMISES, CLAIMS, 5_000, 7_000)
 
 
 def test_a_record_in_two_tokens_is_found() -> None:
@@ -130,4 +130,4 @@ def test_an_open_after_the_denial_is_found() -> None:
 
 def test_an_acknowledgement_that_nothing_stands_behind_is_found() -> None:
     with pytest.raises(AssertionError, match="3 acknowledged while the disk refused"):
-        checkers.check_silence(PROMISES, 5_999, 7_000)
+        checkers.check_silence(PROMISES, CLAIMS, 4_999, 7_000)
