@@ -1,28 +1,23 @@
-"""mint_packets_per_s: a whole scheme on both cores (R41)."""
+"""mint_packets_per_s and mint_peak_rss: a whole scheme on both cores (R41)."""
 
 import asyncio
 from shutil import rmtree
 from time import perf_counter
 
-from hongbao.cipher.keyring import new_keyring
-from hongbao.cli.campaign_input import require_campaign
-from hongbao.domain.script import plan_campaign
 from hongbao.mint.scheme import mint_scheme
 
-from tests.bench import budget
+from tests.bench.mint_memory import peak_memory, plan_and_keys
 from tests.bench.results import Result, compare
 from tests.bench.scale import Scale
 
 TARGET_PER_S = 5e6
+SMALL, LARGE = 1_000_000, 50_000_000
+QUICK_ROUNDS = 1
 
 
 async def bench_mint(scale: Scale) -> list[Result]:
-    """Mint: split, encipher, MAC, hash, sign, all synced to disk."""
-    path = budget.write_campaign(scale.folder / "mint", scale.packets)
-    (plan,) = plan_campaign(require_campaign(path), ticket_shards=4, claims_shards=4)
-    key_ids = sorted({key for batch in plan.batches for key in batch.key_ids})
-    numbers = iter(range(1, 1 << 30))
-    keyring = new_keyring(plan.campaign, key_ids, lambda size: next(numbers).to_bytes(size, "big"))
+    """Mint: split, encipher, MAC, hash, sign, all synced to disk; then weigh it."""
+    plan, keyring = plan_and_keys(scale.folder / "mint", scale.packets)
     found = []
     for number in range(scale.rounds):
         root = scale.folder / f"minted-{number}"
@@ -32,4 +27,20 @@ async def bench_mint(scale: Scale) -> list[Result]:
         found.append(plan.packets / (perf_counter() - began))
         rmtree(root)
     note = f"{plan.packets:,} packets; start of the workers and sync of all files included"
-    return [compare("mint_packets_per_s", "packets/s", found, target=TARGET_PER_S, note=note)]
+    rate = compare("mint_packets_per_s", "packets/s", found, target=TARGET_PER_S, note=note)
+    sizes = (SMALL, scale.packets if scale.rounds == QUICK_ROUNDS else LARGE)
+    return [rate, *[await asyncio.to_thread(_memory_row, scale, size) for size in sizes]]
+
+
+def _memory_row(scale: Scale, packets: int) -> Result:
+    folder = scale.folder / f"mint-{packets}"
+    found = peak_memory(packets, folder)
+    rmtree(folder, ignore_errors=True)
+    return compare(
+        f"mint_peak_rss_{packets // 1_000_000}m",
+        "MiB",
+        [max(found["parent_mib"], found["worker_mib"])],
+        lower_is_better=True,
+        note=f"the largest process; parent {found['parent_mib']:.0f} MiB, worst of 2 workers "
+        f"{found['worker_mib']:.0f} MiB, {packets / found['seconds']:,.0f} packets/s",
+    )
