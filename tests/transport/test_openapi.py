@@ -35,7 +35,7 @@ def test_every_operation_says_what_it_does_and_how_it_fails() -> None:
 
 def test_services_of_the_inside_are_not_told() -> None:
     assert set(DOCUMENT["components"]["schemas"]) >= {"ShakeReply", "OpenReply", "Error"}
-    assert not {"CreateRequest", "SubmitRequest"} & set(DOCUMENT["components"]["schemas"])
+    assert not {"WriteRequest", "SubmitRequest"} & set(DOCUMENT["components"]["schemas"])
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -33,10 +33,8 @@ def test_a_field_given_twice_is_refused_by_name(first: int, second: int) -> None
 
 
 def test_a_repeated_field_may_stand_often() -> None:
-    message = store_pb2.PutManyRequest(pairs=[store_pb2.Pair(key=b"a"), store_pb2.Pair(key=b"b")])
-    check_transcoded(
-        b"/v1/x", message.SerializeToString(), singular_fields(store_pb2.PutManyRequest)
-    )
+    message = store_pb2.WriteItem(pairs=[store_pb2.Pair(key=b"a"), store_pb2.Pair(key=b"b")])
+    check_transcoded(b"/v1/x", message.SerializeToString(), singular_fields(store_pb2.WriteItem))
 
 
 def test_query_parameters_are_refused() -> None:

@@ -15,6 +15,7 @@ import lmdb
 
 from hongbao.adapters.lmdb_tables import TABLES, LmdbReader, open_tables
 from hongbao.adapters.memory import check_fact, check_lease, check_pair
+from hongbao.adapters.store_writes import StoreWrites
 from hongbao.domain.errors import Transient
 from hongbao.proto.v1 import store_pb2 as pb
 from hongbao.shards import wire
@@ -36,8 +37,8 @@ class StoreClient:
         self._reader: LmdbReader | None = None
         self._environment: lmdb.Environment | None = None
         self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=wire.OPTIONS)
-        self._create = self._method("Create", pb.CreateReply)
-        self._put_many = self._method("PutMany", pb.PutManyReply)
+        self._write = self._method("Write", pb.WriteReply)
+        self._writes = StoreWrites(self._send)
         self._compare_and_put = self._method("CompareAndPut", pb.CompareAndPutReply)
         self._acquire = self._method("Acquire", pb.AcquireReply)
         self._renew = self._method("Renew", pb.RenewReply)
@@ -50,20 +51,19 @@ class StoreClient:
 
     async def close(self) -> None:
         """Let go of the channel and the files."""
+        self._writes.close()
         await self._channel.close()
         if self._environment is not None:
             self._environment.close()
 
     async def create(self, key: bytes, value: bytes) -> bool:
         check_pair(key, value)
-        request = pb.CreateRequest(pair=pb.Pair(key=key, value=value))
-        return bool((await self._call(self._create, request)).created)
+        return await self._writes.write([(key, value)], create=True)
 
     async def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         for key, value in items:
             check_pair(key, value)
-        pairs = [pb.Pair(key=key, value=value) for key, value in items]
-        await self._call(self._put_many, pb.PutManyRequest(pairs=pairs))
+        await self._writes.write(items, create=False)
 
     async def get(self, key: bytes) -> bytes | None:
         return self._read().get(key)
@@ -115,6 +115,10 @@ class StoreClient:
     async def release(self, lease: Lease) -> None:
         request = pb.ReleaseRequest(name=lease.name, holder=lease.holder, epoch=lease.epoch)
         await self._call(self._release, request)
+
+    async def _send(self, items: Sequence[pb.WriteItem]) -> pb.WriteReply:
+        reply: pb.WriteReply = await self._call(self._write, pb.WriteRequest(items=items))
+        return reply
 
     def _method(self, name: str, reply: Any) -> Any:
         return self._channel.unary_unary(

@@ -1,5 +1,6 @@
 """Owns the Unix socket over which all processes of a machine write the embedded store."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,7 @@ class StoreServer:
         self._socket.unlink(missing_ok=True)  # left by a killed server
         self._server = grpc.aio.server(options=wire.OPTIONS)
         methods = {
-            "Create": _unary(self._create, pb.CreateRequest),
-            "PutMany": _unary(self._put_many, pb.PutManyRequest),
+            "Write": _unary(self._write, pb.WriteRequest),
             "CompareAndPut": _unary(self._compare_and_put, pb.CompareAndPutRequest),
             "Acquire": _unary(self._acquire, pb.AcquireRequest),
             "Renew": _unary(self._renew, pb.RenewRequest),
@@ -48,13 +48,28 @@ class StoreServer:
         await self._server.stop(grace_s)
         await self._store.close()
 
-    async def _create(self, request: pb.CreateRequest) -> pb.CreateReply:
-        pair = request.pair
-        return pb.CreateReply(created=await self._store.create(pair.key, pair.value))
+    async def _write(self, request: pb.WriteRequest) -> pb.WriteReply:
+        """Write all items at once, so that they share a transaction; each has its own outcome."""
+        outcomes = await asyncio.gather(*map(self._write_item, request.items))
+        failed = [
+            (index, outcome)
+            for index, outcome in enumerate(outcomes)
+            if isinstance(outcome, HongbaoError)
+        ]
+        return pb.WriteReply(
+            written=[outcome is True for outcome in outcomes],
+            failures=[wire.failure_of(index, error) for index, error in failed],
+        )
 
-    async def _put_many(self, request: pb.PutManyRequest) -> pb.PutManyReply:
-        await self._store.put_many([(pair.key, pair.value) for pair in request.pairs])
-        return pb.PutManyReply()
+    async def _write_item(self, item: pb.WriteItem) -> bool | HongbaoError:
+        try:
+            if item.create:
+                (pair,) = item.pairs
+                return await self._store.create(pair.key, pair.value)
+            await self._store.put_many([(pair.key, pair.value) for pair in item.pairs])
+        except HongbaoError as error:
+            return error
+        return True
 
     async def _compare_and_put(self, request: pb.CompareAndPutRequest) -> pb.CompareAndPutReply:
         key, value = request.key, request.value

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import grpc
 
-from hongbao.domain.errors import Ambiguous, Fenced, HongbaoError, Transient
+from hongbao.domain.errors import Ambiguous, Fenced
 from hongbao.proto.v1 import shards_pb2 as pb
 from hongbao.shards import wire
 from hongbao.shards.router import FindOwner, Outcome, submit_all
@@ -73,14 +73,8 @@ def _reply_of(outcomes: Sequence[Outcome]) -> pb.SubmitReply:
     ]
     return pb.SubmitReply(
         results=[outcome if isinstance(outcome, bytes) else b"" for outcome in outcomes],
-        failures=[_failure_of(index, error) for index, error in failed],
+        failures=[wire.failure_of(index, error) for index, error in failed],
     )
-
-
-def _failure_of(index: int, error: HongbaoError) -> pb.Failure:
-    retry_after_s = error.retry_after_s if isinstance(error, Transient) else 0.0
-    kind = type(error).__name__
-    return pb.Failure(index=index, kind=kind, message=str(error), retry_after_s=retry_after_s)
 
 
 def _outcomes_of(reply: pb.SubmitReply, count: int) -> list[Outcome]:
@@ -88,7 +82,5 @@ def _outcomes_of(reply: pb.SubmitReply, count: int) -> list[Outcome]:
     if len(outcomes) != count:
         raise Ambiguous(f"a peer answered {len(outcomes)} of {count} operations")
     for failure in reply.failures:
-        outcomes[failure.index] = wire.make_error(
-            failure.kind, failure.message, failure.retry_after_s
-        )
+        outcomes[failure.index] = wire.error_of(failure)
     return outcomes

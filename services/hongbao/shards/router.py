@@ -168,31 +168,39 @@ class _PeerQueue:
         self._target = (address, plane, shard)
         self._waiting: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
         self._senders: set[asyncio.Task[None]] = set()
+        self._sending = 0
 
     async def submit(self, operation: bytes) -> bytes:
         if len(self._waiting) >= PEER_WAITING_MAX:
             raise Overloaded(f"{self._target}: {len(self._waiting)} operations wait")
         done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting.append((operation, done))
-        if len(self._senders) < PEER_CALLS_MAX:
+        if self._sending < PEER_CALLS_MAX:
+            self._sending += 1
             sender = asyncio.ensure_future(self._send_waiting())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         return await done
 
     async def _send_waiting(self) -> None:
-        while self._waiting:
-            size = min(len(self._waiting), CALL_OPERATIONS_MAX)
-            batch = [self._waiting.popleft() for _ in range(size)]
-            outcomes: Sequence[Outcome]
-            try:
-                outcomes = await self._peers.submit(*self._target, [item for item, _ in batch])
-            except HongbaoError as error:
-                outcomes = [error] * len(batch)
-            for (_, done), outcome in zip(batch, outcomes, strict=True):
-                if done.done():
-                    continue
-                if isinstance(outcome, HongbaoError):
-                    done.set_exception(copy(outcome))
-                else:
-                    done.set_result(outcome)
+        try:
+            while self._waiting:
+                await self._send_batch()
+        finally:
+            self._sending -= 1  # not when the task is seen to be done: a submit may come before
+
+    async def _send_batch(self) -> None:
+        size = min(len(self._waiting), CALL_OPERATIONS_MAX)
+        batch = [self._waiting.popleft() for _ in range(size)]
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = await self._peers.submit(*self._target, [item for item, _ in batch])
+        except HongbaoError as error:
+            outcomes = [error] * len(batch)
+        for (_, done), outcome in zip(batch, outcomes, strict=True):
+            if done.done():
+                continue
+            if isinstance(outcome, HongbaoError):
+                done.set_exception(copy(outcome))
+            else:
+                done.set_result(outcome)

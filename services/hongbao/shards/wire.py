@@ -6,6 +6,7 @@ from typing import Any, Final
 import grpc
 
 from hongbao.domain import errors
+from hongbao.proto.v1 import shards_pb2 as pb
 
 MESSAGE_BYTES_MAX: Final = 64 << 20
 OPTIONS: Final = (
@@ -38,6 +39,18 @@ def make_error(kind: str, message: str, retry_after_s: float = 0.0) -> errors.Ho
     if isinstance(made, errors.Transient) and retry_after_s > 0:
         made.retry_after_s = retry_after_s
     return made
+
+
+def failure_of(index: int, error: errors.HongbaoError) -> pb.Failure:
+    """Return how one of the many operations of a call failed."""
+    retry_after_s = error.retry_after_s if isinstance(error, errors.Transient) else 0.0
+    kind = type(error).__name__
+    return pb.Failure(index=index, kind=kind, message=str(error), retry_after_s=retry_after_s)
+
+
+def error_of(failure: pb.Failure) -> errors.HongbaoError:
+    """Return the error that `failure_of` described."""
+    return make_error(failure.kind, failure.message, failure.retry_after_s)
 
 
 def translated(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any, Any], Awaitable[Any]]:

@@ -22,45 +22,44 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hongbao.proto.v1 import shards_pb2 as hongbao_dot_proto_dot_v1_dot_shards__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chongbao/proto/v1/store.proto\x12\nhongbao.v1\"\"\n\x04Pair\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"/\n\rCreateRequest\x12\x1e\n\x04pair\x18\x01 \x01(\x0b\x32\x10.hongbao.v1.Pair\"\x1e\n\x0b\x43reateReply\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\"1\n\x0ePutManyRequest\x12\x1f\n\x05pairs\x18\x01 \x03(\x0b\x32\x10.hongbao.v1.Pair\"\x0e\n\x0cPutManyReply\">\n\x0eVersionedValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\\\n\x14\x43ompareAndPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"R\n\x12\x43ompareAndPutReply\x12\x30\n\x07written\x18\x01 \x01(\x0b\x32\x1a.hongbao.v1.VersionedValueH\x00\x88\x01\x01\x42\n\n\x08_written\"6\n\x0cWatchRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\"L\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x0c\",\n\x0c\x41\x63quireReply\x12\x12\n\x05\x65poch\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_epoch\"J\n\x0cRenewRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\r\n\x05ttl_s\x18\x04 \x01(\x01\"\x1a\n\nRenewReply\x12\x0c\n\x04held\x18\x01 \x01(\x08\"=\n\x0eReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\x0e\n\x0cReleaseReply2\xd7\x03\n\x05Store\x12<\n\x06\x43reate\x12\x19.hongbao.v1.CreateRequest\x1a\x17.hongbao.v1.CreateReply\x12?\n\x07PutMany\x12\x1a.hongbao.v1.PutManyRequest\x1a\x18.hongbao.v1.PutManyReply\x12Q\n\rCompareAndPut\x12 .hongbao.v1.CompareAndPutRequest\x1a\x1e.hongbao.v1.CompareAndPutReply\x12?\n\x05Watch\x12\x18.hongbao.v1.WatchRequest\x1a\x1a.hongbao.v1.VersionedValue0\x01\x12?\n\x07\x41\x63quire\x12\x1a.hongbao.v1.AcquireRequest\x1a\x18.hongbao.v1.AcquireReply\x12\x39\n\x05Renew\x12\x18.hongbao.v1.RenewRequest\x1a\x16.hongbao.v1.RenewReply\x12?\n\x07Release\x12\x1a.hongbao.v1.ReleaseRequest\x1a\x18.hongbao.v1.ReleaseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chongbao/proto/v1/store.proto\x12\nhongbao.v1\x1a\x1dhongbao/proto/v1/shards.proto\"\"\n\x04Pair\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\"4\n\x0cWriteRequest\x12$\n\x05items\x18\x01 \x03(\x0b\x32\x15.hongbao.v1.WriteItem\"<\n\tWriteItem\x12\x1f\n\x05pairs\x18\x01 \x03(\x0b\x32\x10.hongbao.v1.Pair\x12\x0e\n\x06\x63reate\x18\x02 \x01(\x08\"D\n\nWriteReply\x12\x0f\n\x07written\x18\x01 \x03(\x08\x12%\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x13.hongbao.v1.Failure\">\n\x0eVersionedValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\\\n\x14\x43ompareAndPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x18\n\x0bif_revision\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\x0e\n\x0c_if_revision\"R\n\x12\x43ompareAndPutReply\x12\x30\n\x07written\x18\x01 \x01(\x0b\x32\x1a.hongbao.v1.VersionedValueH\x00\x88\x01\x01\x42\n\n\x08_written\"6\n\x0cWatchRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_revision\x18\x02 \x01(\x03\"L\n\x0e\x41\x63quireRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05ttl_s\x18\x03 \x01(\x01\x12\r\n\x05value\x18\x04 \x01(\x0c\",\n\x0c\x41\x63quireReply\x12\x12\n\x05\x65poch\x18\x01 \x01(\x03H\x00\x88\x01\x01\x42\x08\n\x06_epoch\"J\n\x0cRenewRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\r\n\x05ttl_s\x18\x04 \x01(\x01\"\x1a\n\nRenewReply\x12\x0c\n\x04held\x18\x01 \x01(\x08\"=\n\x0eReleaseRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06holder\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\"\x0e\n\x0cReleaseReply2\x93\x03\n\x05Store\x12\x39\n\x05Write\x12\x18.hongbao.v1.WriteRequest\x1a\x16.hongbao.v1.WriteReply\x12Q\n\rCompareAndPut\x12 .hongbao.v1.CompareAndPutRequest\x1a\x1e.hongbao.v1.CompareAndPutReply\x12?\n\x05Watch\x12\x18.hongbao.v1.WatchRequest\x1a\x1a.hongbao.v1.VersionedValue0\x01\x12?\n\x07\x41\x63quire\x12\x1a.hongbao.v1.AcquireRequest\x1a\x18.hongbao.v1.AcquireReply\x12\x39\n\x05Renew\x12\x18.hongbao.v1.RenewRequest\x1a\x16.hongbao.v1.RenewReply\x12?\n\x07Release\x12\x1a.hongbao.v1.ReleaseRequest\x1a\x18.hongbao.v1.ReleaseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hongbao.proto.v1.store_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PAIR']._serialized_start=44
-  _globals['_PAIR']._serialized_end=78
-  _globals['_CREATEREQUEST']._serialized_start=80
-  _globals['_CREATEREQUEST']._serialized_end=127
-  _globals['_CREATEREPLY']._serialized_start=129
-  _globals['_CREATEREPLY']._serialized_end=159
-  _globals['_PUTMANYREQUEST']._serialized_start=161
-  _globals['_PUTMANYREQUEST']._serialized_end=210
-  _globals['_PUTMANYREPLY']._serialized_start=212
-  _globals['_PUTMANYREPLY']._serialized_end=226
-  _globals['_VERSIONEDVALUE']._serialized_start=228
-  _globals['_VERSIONEDVALUE']._serialized_end=290
-  _globals['_COMPAREANDPUTREQUEST']._serialized_start=292
-  _globals['_COMPAREANDPUTREQUEST']._serialized_end=384
-  _globals['_COMPAREANDPUTREPLY']._serialized_start=386
-  _globals['_COMPAREANDPUTREPLY']._serialized_end=468
-  _globals['_WATCHREQUEST']._serialized_start=470
-  _globals['_WATCHREQUEST']._serialized_end=524
-  _globals['_ACQUIREREQUEST']._serialized_start=526
-  _globals['_ACQUIREREQUEST']._serialized_end=602
-  _globals['_ACQUIREREPLY']._serialized_start=604
-  _globals['_ACQUIREREPLY']._serialized_end=648
-  _globals['_RENEWREQUEST']._serialized_start=650
-  _globals['_RENEWREQUEST']._serialized_end=724
-  _globals['_RENEWREPLY']._serialized_start=726
-  _globals['_RENEWREPLY']._serialized_end=752
-  _globals['_RELEASEREQUEST']._serialized_start=754
-  _globals['_RELEASEREQUEST']._serialized_end=815
-  _globals['_RELEASEREPLY']._serialized_start=817
-  _globals['_RELEASEREPLY']._serialized_end=831
-  _globals['_STORE']._serialized_start=834
-  _globals['_STORE']._serialized_end=1305
+  _globals['_PAIR']._serialized_start=75
+  _globals['_PAIR']._serialized_end=109
+  _globals['_WRITEREQUEST']._serialized_start=111
+  _globals['_WRITEREQUEST']._serialized_end=163
+  _globals['_WRITEITEM']._serialized_start=165
+  _globals['_WRITEITEM']._serialized_end=225
+  _globals['_WRITEREPLY']._serialized_start=227
+  _globals['_WRITEREPLY']._serialized_end=295
+  _globals['_VERSIONEDVALUE']._serialized_start=297
+  _globals['_VERSIONEDVALUE']._serialized_end=359
+  _globals['_COMPAREANDPUTREQUEST']._serialized_start=361
+  _globals['_COMPAREANDPUTREQUEST']._serialized_end=453
+  _globals['_COMPAREANDPUTREPLY']._serialized_start=455
+  _globals['_COMPAREANDPUTREPLY']._serialized_end=537
+  _globals['_WATCHREQUEST']._serialized_start=539
+  _globals['_WATCHREQUEST']._serialized_end=593
+  _globals['_ACQUIREREQUEST']._serialized_start=595
+  _globals['_ACQUIREREQUEST']._serialized_end=671
+  _globals['_ACQUIREREPLY']._serialized_start=673
+  _globals['_ACQUIREREPLY']._serialized_end=717
+  _globals['_RENEWREQUEST']._serialized_start=719
+  _globals['_RENEWREQUEST']._serialized_end=793
+  _globals['_RENEWREPLY']._serialized_start=795
+  _globals['_RENEWREPLY']._serialized_end=821
+  _globals['_RELEASEREQUEST']._serialized_start=823
+  _globals['_RELEASEREQUEST']._serialized_end=884
+  _globals['_RELEASEREPLY']._serialized_start=886
+  _globals['_RELEASEREPLY']._serialized_end=900
+  _globals['_STORE']._serialized_start=903
+  _globals['_STORE']._serialized_end=1306
 # @@protoc_insertion_point(module_scope)

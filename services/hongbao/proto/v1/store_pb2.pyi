@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hongbao.proto.v1 import shards_pb2 as _shards_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -41,78 +42,76 @@ class Pair(_message.Message):
 Global___Pair: _TypeAlias = Pair  # noqa: Y015
 
 @_typing.final
-class CreateRequest(_message.Message):
+class WriteRequest(_message.Message):
+    """Writes of one process that came together; each is an own write with an own outcome."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    PAIR_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def pair(self) -> Global___Pair: ...
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteItem]: ...
     def __init__(
         self,
         *,
-        pair: Global___Pair | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["pair", b"pair"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pair", b"pair"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateRequest: _TypeAlias = CreateRequest  # noqa: Y015
-
-@_typing.final
-class CreateReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CREATED_FIELD_NUMBER: _builtins.int
-    created: _builtins.bool
-    def __init__(
-        self,
-        *,
-        created: _builtins.bool = ...,
+        items: _abc.Iterable[Global___WriteItem] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CreateReply: _TypeAlias = CreateReply  # noqa: Y015
+Global___WriteRequest: _TypeAlias = WriteRequest  # noqa: Y015
 
 @_typing.final
-class PutManyRequest(_message.Message):
+class WriteItem(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PAIRS_FIELD_NUMBER: _builtins.int
+    CREATE_FIELD_NUMBER: _builtins.int
+    create: _builtins.bool
+    """write the one pair only if its key is absent; else put all, in order"""
     @_builtins.property
     def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pair]: ...
     def __init__(
         self,
         *,
         pairs: _abc.Iterable[Global___Pair] | None = ...,
+        create: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create", b"create", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PutManyRequest: _TypeAlias = PutManyRequest  # noqa: Y015
+Global___WriteItem: _TypeAlias = WriteItem  # noqa: Y015
 
 @_typing.final
-class PutManyReply(_message.Message):
+class WriteReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    WRITTEN_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def written(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """one per item: false when a create found its key"""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[_shards_pb2.Failure]: ...
     def __init__(
         self,
+        *,
+        written: _abc.Iterable[_builtins.bool] | None = ...,
+        failures: _abc.Iterable[_shards_pb2.Failure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "written", b"written"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PutManyReply: _TypeAlias = PutManyReply  # noqa: Y015
+Global___WriteReply: _TypeAlias = WriteReply  # noqa: Y015
 
 @_typing.final
 class VersionedValue(_message.Message):
