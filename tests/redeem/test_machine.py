@@ -8,18 +8,26 @@ import pytest
 from hongbao.domain.claim import (
     CLAIM_BYTES,
     Claim,
-    claim_key,
     claims_array,
     pack_claim,
     parse_claim,
 )
 from hongbao.domain.errors import Corrupt, Rejected
-from hongbao.redeem.machine import FILE_PACKETS_MAX, ClaimOutcome, ClaimsMachine, parse_result
+from hongbao.redeem import machine as claims_machine
+from hongbao.redeem.machine import ClaimOutcome, ClaimsMachine, parse_result
+from hongbao.shards.block import Block, BlockKind, ShardKey, encode_block
 from hongbao.shards.machine import Answer, Append, Lookup
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 FILE_PACKETS = 5000
+SHARD = ShardKey("claims", 3)
+
+
+def block_of(position: int, *claims: Claim) -> bytes:
+    """Return a block as an owner writes it."""
+    entries = [pack_claim(claim) for claim in claims]
+    return encode_block(Block(BlockKind.OPERATIONS, 1, bytes(16), position, entries))
 
 
 def claim_of(serial: int, user: int, **changes: int) -> Claim:
@@ -46,27 +54,30 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
     """Opens packets in any order, between fail-overs of every kind.
 
     The model is a dict from serial to the winner. The store is what an owner would have written:
-    a log, and derived keys.
+    a log of blocks, of one entry each.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.machine = ClaimsMachine()
+        self.machine = ClaimsMachine(SHARD)
         self.winners: dict[int, int] = {}
         self.log: list[bytes] = []
-        self.derived: dict[bytes, bytes] = {}
         self.checkpoint: tuple[int, bytes] | None = None
 
     def submit(self, operation: bytes) -> tuple[int, int]:
         """Do what an owner does with one operation."""
-        decision = self.machine.decide(operation)
+        decision = self.machine.decide(operation, len(self.log))
         if isinstance(decision, Append):
             self.log.append(decision.entry)
-            self.derived.update(self.machine.derive(decision.entry))
+            assert not self.machine.derive(decision.entry)
             return parse_result(decision.result)
         if isinstance(decision, Answer):
             return parse_result(decision.result)
-        return parse_result(self.machine.answer(operation, self.derived.get(decision.key)))
+        blocks = {
+            SHARD.log(position): block_of(position, parse_claim(entry))
+            for position, entry in enumerate(self.log)
+        }
+        return parse_result(self.machine.answer(operation, blocks[decision.key]))
 
     @rule(
         serial=st.one_of(st.integers(0, 12), st.integers(0, 4 * FILE_PACKETS - 1)),
@@ -91,12 +102,12 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
     def fail_over(self) -> None:
         """Replay behind the last checkpoint into a new machine; the state must be the same."""
         before = self.machine.snapshot()
-        replayed, self.machine = 0, ClaimsMachine()
+        replayed, self.machine = 0, ClaimsMachine(SHARD)
         if self.checkpoint is not None:
             replayed, snapshot = self.checkpoint
             self.machine.restore(snapshot)
-        for entry in self.log[replayed:]:
-            self.machine.apply(entry)
+        for position, entry in enumerate(self.log[replayed:], replayed):
+            self.machine.apply(entry, position)
         assert self.machine.snapshot() == before
 
     @invariant()
@@ -104,7 +115,6 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
         claims = [parse_claim(entry) for entry in self.log]
         assert {claim.serial: claim.user for claim in claims} == self.winners
         assert len(claims) == len(self.winners) == self.machine.opened_count()
-        assert {claim_key(serial) for serial in self.winners} == set(self.derived)
 
 
 TestClaimsAgainstADict = ClaimsAgainstADict.TestCase
@@ -130,21 +140,16 @@ def test_claims_read_back_one_by_one_and_as_an_array(some: list[Claim]) -> None:
 
 @given(st.binary(max_size=120))
 def test_bytes_that_are_no_claim_change_nothing(noise: bytes) -> None:
-    machine = ClaimsMachine()
+    machine = ClaimsMachine(SHARD)
     if len(noise) == CLAIM_BYTES and noise[:2] == b"\0\1":
         return
     with pytest.raises(Rejected):
-        machine.decide(noise)
+        machine.decide(noise, 1)
     with pytest.raises(Corrupt):
-        machine.apply(noise)
+        machine.apply(noise, 1)
     with pytest.raises(Corrupt):
         parse_claim(noise)
-    assert machine.snapshot() == ClaimsMachine().snapshot()
-
-
-@given(serial=st.integers(0, (1 << 36) - 1), other=st.integers(0, (1 << 36) - 1))
-def test_claim_keys_stand_in_the_order_of_serials(serial: int, other: int) -> None:
-    assert (claim_key(serial) < claim_key(other)) == (serial < other)
+    assert machine.snapshot() == ClaimsMachine(SHARD).snapshot()
 
 
 def test_an_array_of_claims_refuses_other_bytes() -> None:
@@ -155,19 +160,42 @@ def test_an_array_of_claims_refuses_other_bytes() -> None:
         claims_array(entry + b"\0\2" + entry[2:])
 
 
-def test_a_packet_past_the_limits_of_a_shard_is_rejected_and_takes_no_memory() -> None:
-    machine = ClaimsMachine()
+def test_a_packet_past_the_limits_of_a_shard_is_rejected_and_takes_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claims_machine, "PAGES_MAX", 1)
+    machine = ClaimsMachine(SHARD)
+    machine.decide(pack_claim(claim_of(1, 1)), 1)
+    before = machine.snapshot()
     with pytest.raises(Rejected, match="limits"):
-        machine.decide(pack_claim(claim_of(1, 1, bit=FILE_PACKETS_MAX)))
-    assert machine.snapshot() == ClaimsMachine().snapshot()
+        machine.decide(pack_claim(claim_of(2, 1, bit=(1 << 32) - 1)), 2)
+    assert machine.snapshot() == before
+
+
+places = st.integers(0, (1 << 32) - 1)
+
+
+@given(st.dictionaries(st.tuples(places, places), st.integers(0, (1 << 32) - 2), max_size=20))
+def test_every_packet_has_a_place_of_its_own(opened: dict[tuple[int, int], int]) -> None:
+    """Whatever their files and bits, packets do not open one another, and are found again."""
+    machine = ClaimsMachine(SHARD)
+    for (file, bit), position in opened.items():
+        operation = pack_claim(claim_of(1, 1, file=file, bit=bit))
+        assert isinstance(machine.decide(operation, position), Append)
+    restored = ClaimsMachine(SHARD)
+    restored.restore(machine.snapshot())
+    for (file, bit), position in opened.items():
+        operation = pack_claim(claim_of(1, 1, file=file, bit=bit))
+        assert restored.decide(operation, position + 1) == Lookup(SHARD.log(position))
+    assert restored.opened_count() == len(opened)
 
 
 def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:
     """R51 c: an owner that finds this must not serve the shard."""
-    machine = ClaimsMachine()
-    machine.apply(pack_claim(claim_of(1, 1)))
+    machine = ClaimsMachine(SHARD)
+    machine.apply(pack_claim(claim_of(1, 1)), 1)
     with pytest.raises(Corrupt, match="two claims"):
-        machine.apply(pack_claim(claim_of(1, 2)))
+        machine.apply(pack_claim(claim_of(1, 2)), 2)
 
 
 @pytest.mark.parametrize(
@@ -175,47 +203,50 @@ def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:
     [
         None,
         b"",
-        pack_claim(claim_of(1, 1)._replace(serial=2)),
-        pack_claim(claim_of(1, 1, file=9)),
-        pack_claim(claim_of(1, 1, bit=9)),
+        block_of(8, claim_of(1, 1)),
+        block_of(7, claim_of(1, 1)._replace(serial=2)),
+        block_of(7, claim_of(1, 1, file=9), claim_of(1, 1, bit=9)),
+        block_of(7, claim_of(1, 1))[:-1] + b"?",
     ],
 )
 def test_a_claim_that_is_missing_or_of_another_packet_contradicts(value: bytes | None) -> None:
     """Nothing is paid on a contradiction, and the shard goes on."""
-    machine = ClaimsMachine()
+    machine = ClaimsMachine(SHARD)
     operation = pack_claim(claim_of(1, 1))
-    machine.decide(operation)
-    assert machine.decide(operation) == Lookup(claim_key(1))
+    machine.decide(operation, 7)
+    assert machine.decide(operation, 8) == Lookup(SHARD.log(7))
     assert parse_result(machine.answer(operation, value)) == (ClaimOutcome.CONTRADICTION, 0)
+    good = block_of(7, claim_of(2, 2), claim_of(1, 1))
+    assert parse_result(machine.answer(operation, good)) == (ClaimOutcome.REPEATED, 101)
 
 
 def test_a_denied_key_is_refused_before_it_opens_and_replayed_if_it_was_opened() -> None:
     """F20: the gate refuses operations; it never changes what the log says."""
     denied: set[int] = set()
-    machine = ClaimsMachine(key_allowed=lambda key_id: key_id not in denied)
+    machine = ClaimsMachine(SHARD, key_allowed=lambda key_id: key_id not in denied)
     opened, late = pack_claim(claim_of(7, 1, key_id=300)), pack_claim(claim_of(8, 1, key_id=300))
-    machine.decide(opened)
+    machine.decide(opened, 1)
     before = machine.snapshot()
     denied.add(300)
-    decision = machine.decide(late)
+    decision = machine.decide(late, 2)
     assert isinstance(decision, Answer)
     assert parse_result(decision.result) == (ClaimOutcome.REFUSED, 0)
     assert machine.snapshot() == before
-    replayed = ClaimsMachine(key_allowed=lambda key_id: False)
-    replayed.apply(opened)
+    replayed = ClaimsMachine(SHARD, key_allowed=lambda key_id: False)
+    replayed.apply(opened, 1)
     assert replayed.snapshot() == before
 
 
 def test_a_snapshot_that_is_cut_padded_or_foreign_is_corrupt() -> None:
-    machine = ClaimsMachine()
+    machine = ClaimsMachine(SHARD)
     for serial in (1, 9000):
-        machine.apply(pack_claim(claim_of(serial, 1)))
+        machine.apply(pack_claim(claim_of(serial, 1)), 5)
     good = machine.snapshot()
-    huge = struct.pack(">4sBI", b"HBCM", 1, 1 << 31)
+    huge = struct.pack(">4sBI", b"HBCM", 2, 1 << 31)
     noise = [shake_256(bytes([seed])).digest(40) for seed in range(20)]
     for bad in [*(good[:cut] for cut in range(len(good))), good + b"\0", huge, *noise]:
         with pytest.raises(Corrupt):
-            ClaimsMachine().restore(bad)
+            ClaimsMachine(SHARD).restore(bad)
 
 
 def test_a_result_of_other_length_is_corrupt() -> None:

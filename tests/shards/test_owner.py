@@ -102,13 +102,21 @@ async def test_a_block_is_bounded(
     assert [len(block.entries) for block in blocks] == [entries_max] * (100 // entries_max)
 
 
-async def test_a_gather_wait_is_bounded_too(store: FaultyStore) -> None:
-    owner = await take_over(store, gather_s=0.02)
-    waiting = [asyncio.create_task(owner.submit(add(1, 1)))]
-    await asyncio.sleep(0.005)
-    waiting.append(asyncio.create_task(owner.submit(add(2, 1))))
+async def test_busy_shards_gather_for_a_bounded_time_and_a_lone_operation_never_waits(
+    store: FaultyStore,
+) -> None:
+    owner = await take_over(store, gather_s=0.2)
+    loop = asyncio.get_running_loop()
+    for number in (1, 2):
+        began_s = loop.time()
+        await owner.submit(add(number, 1))
+        assert loop.time() - began_s < 0.1
+    await asyncio.gather(*(owner.submit(add(number, 1)) for number in (3, 4)))
+    waiting = [asyncio.create_task(owner.submit(add(number, 1))) for number in (5, 6)]
+    await asyncio.sleep(0.2 - loop.time() % 0.2 - 0.05)
+    waiting.append(asyncio.create_task(owner.submit(add(7, 1))))
     await asyncio.wait_for(asyncio.gather(*waiting), 1)
-    assert owner.appended_blocks == 2
+    assert owner.appended_blocks <= 6  # the epoch block, 1, 2, 3 and 4, the rest in one or two
 
 
 async def test_a_full_queue_sheds_before_any_work(store: FaultyStore) -> None:
@@ -299,9 +307,9 @@ async def test_replay_starts_at_the_checkpoint(store: FaultyStore) -> None:
     class Counting(ToyMachine):
         applied = 0
 
-        def apply(self, entry: bytes) -> None:
+        def apply(self, entry: bytes, position: int) -> None:
             self.applied += 1
-            super().apply(entry)
+            super().apply(entry, position)
 
     owner = await take_over(store, checkpoint_blocks=10)
     for number in range(24):
@@ -337,10 +345,10 @@ async def test_a_hole_in_the_log_stops_a_take_over(store: FaultyStore) -> None:
 
 async def test_a_machine_that_breaks_stops_its_owner(store: FaultyStore) -> None:
     class Broken(ToyMachine):
-        def decide(self, operation: bytes) -> Decision:
+        def decide(self, operation: bytes, position: int) -> Decision:
             if operation == b"big":
                 return Append(bytes(1 << 20), b"")
-            return super().decide(operation)
+            return super().decide(operation, position)
 
     for operation in (b"big", b"no such operation"):
         owner = await take_over(FaultyStore(), machine=Broken())

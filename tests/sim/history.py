@@ -103,7 +103,7 @@ async def check_derived(
     for block in blocks:
         for entry in block.entries:
             try:
-                machine.apply(entry)
+                machine.apply(entry, block.position)
             except (AssertionError, HongbaoError) as error:
                 found.append(Violation("the log can be replayed", f"{shard}: {error!r}"))
                 return found

@@ -18,7 +18,7 @@ from hongbao.settle.book import Book
 from hongbao.settle.memory import MemoryLedger
 from hongbao.settle.ports import AccountKind, Posted, Posting, TransferState
 from hongbao.settle.settler import Settler
-from hongbao.shards.block import Block
+from hongbao.shards.block import Block, ShardKey
 
 from tests.minted import MintedCampaign, tiny_campaign
 from tests.settle.claims import book_of, shard_claims
@@ -80,7 +80,7 @@ class ClaimsScenario:
         self._settlers = {shard: [self._settler(shard) for _ in range(2)] for shard in self.shards}
 
     def machine(self, shard: int) -> ClaimsMachine:
-        return ClaimsMachine()
+        return ClaimsMachine(ShardKey(self.plane, shard))
 
     def operation(self, client: int, dice: Dice) -> tuple[int, bytes]:
         shard = dice.choose(self.shards)

@@ -35,7 +35,7 @@ class ToyMachine:
         self.total = 0
         self.numbers: set[int] = set()
 
-    def decide(self, operation: bytes) -> Decision:
+    def decide(self, operation: bytes, position: int) -> Decision:
         if operation == READ:
             return Answer(TOTAL.pack(self.total))
         if operation == REFUSED:
@@ -51,7 +51,7 @@ class ToyMachine:
         assert value is not None, "an id that was added has a derived key"
         return TOTAL.pack(ENTRY.unpack(value)[2])
 
-    def apply(self, entry: bytes) -> None:
+    def apply(self, entry: bytes, position: int) -> None:
         number, amount, total = ENTRY.unpack(entry)
         self.numbers.add(number)
         self.total += amount

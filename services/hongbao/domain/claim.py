@@ -1,9 +1,8 @@
 """Owns the durable form of a claim: one log entry; refuses to decide who may open what.
 
-A claim is the entry of a block in `log/claims/<shard>/…`, the value of the derived key
-`claim/<serial>`, and the operation that asks a shard's owner for it: the same 52 bytes, so an
-owner never re-encodes and settle reads whole blocks as one numpy array (seed 000 §10, R43: an
-open is one insert).
+A claim is the entry of a block in `log/claims/<shard>/…` and the operation that asks a shard's
+owner for it: the same 52 bytes, so an owner never re-encodes and settle reads whole blocks as one
+numpy array (seed 000 §10, R43: an open is one insert).
 """
 
 import struct
@@ -88,8 +87,3 @@ def claims_array(entries: bytes) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
     if not (claims["version"] == CLAIM_VERSION).all():
         raise Corrupt(f"a claim among {len(claims)} has not version {CLAIM_VERSION}")
     return claims
-
-
-def claim_key(serial: int) -> bytes:
-    """Return the derived key of a packet's claim; its order is that of the serials."""
-    return b"claim/%016x" % serial

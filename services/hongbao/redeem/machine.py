@@ -1,37 +1,42 @@
 """Owns who opened which packet of one claims shard; refuses to know tokens, keys of users or I/O.
 
-A bit per packet says that it was opened; who opened it stands in the claim itself, which is the
-log entry and the value of `claim/<serial>`. So the state is dense, an open of a packet that was
-never opened needs no read, and a repeat costs one (seed 000 §10, R43, R51 b, c, e).
+For every packet the state holds one number: the block of the log that opened it, or none. Who
+opened it stands in the claim, which is that block's entry and lies nowhere else. So an open costs
+its log entry alone, an open of a packet that was never opened needs no read, and a repeat costs
+one (seed 000 §10, R43, R51 b, c, e).
 """
 
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
-from hongbao.domain.claim import (
-    CLAIM_BYTES,
-    CLAIM_CORE,
-    CLAIM_CORE_AT,
-    CLAIM_VERSION,
-    claim_key,
-)
+import numpy as np
+
+from hongbao.domain.claim import CLAIM_BYTES, CLAIM_CORE, CLAIM_CORE_AT, CLAIM_VERSION
 from hongbao.domain.errors import Corrupt, Rejected
+from hongbao.shards.block import ShardKey, decode_block
 from hongbao.shards.machine import Answer, Append, Decision, Lookup
 
-FILES_MAX: Final = 1 << 16
-FILE_PACKETS_MAX: Final = 1 << 28
+PAGES_MAX: Final = 1 << 17
+"""Half a billion packets in one shard: 2 GiB."""
 
-_GROWTH_BYTES: Final = 4096
+_PAGE_BITS: Final = 12
+_PAGE_PACKETS: Final = 1 << _PAGE_BITS
+_FILE_SHIFT: Final = 32 - _PAGE_BITS
+"""A page's number is file ‖ the upper bits of the packet's bit, both of which are u32."""
+_NO_PAGE: Final = array("I", bytes(4 * _PAGE_PACKETS))
 _RESULT: Final = struct.Struct(">BI")
 _RESULT_BYTES: Final = _RESULT.size
 _pack_result = _RESULT.pack
 _core_of = CLAIM_CORE.unpack_from
 _SNAPSHOT: Final = struct.Struct(">4sBI")
-_SNAPSHOT_FILE: Final = struct.Struct(">II")
+_SNAPSHOT_PAGE: Final = struct.Struct(">QI")
 _MAGIC: Final = b"HBCM"
-_VERSION: Final = 1
+_VERSION: Final = 2
+
+assert _NO_PAGE.itemsize == 4
 
 
 class ClaimOutcome(IntEnum):
@@ -41,7 +46,7 @@ class ClaimOutcome(IntEnum):
     ALREADY_OPENED = 2  # by another user
     REPEATED = 3  # by the same user before: the same answer as then
     REFUSED = 4  # the key was denied while the operation was on its way
-    CONTRADICTION = 5  # the packet's bit is set, but its claim is missing or another packet's
+    CONTRADICTION = 5  # the packet is open, but its claim is missing or another packet's
 
 
 class ClaimResult(NamedTuple):
@@ -66,103 +71,125 @@ def parse_result(result: bytes) -> ClaimResult:
 class ClaimsMachine:
     """Is the state of one claims shard (`shards.machine.Machine`); operations are packed claims.
 
-    `key_allowed` is this process's deny list (R46): it may refuse an operation, never change
-    what an entry means, so replay does not ask it.
+    Packets lie in pages of 4,096 of one file, which come into being with their first claim: 4
+    bytes a packet, and files are opened from front to back. `key_allowed` is this process's deny
+    list (R46): it may refuse an operation, never change what an entry means, so replay does not
+    ask it.
     """
 
     def __init__(
-        self,
-        *,
-        key_allowed: Callable[[int], bool] | None = None,
+        self, shard: ShardKey, *, key_allowed: Callable[[int], bool] | None = None
     ) -> None:
+        self._shard = shard
         self._key_allowed = key_allowed
-        self._files: dict[int, bytearray] = {}
+        self._pages: dict[int, array[int]] = {}
+        """Per packet 1 + the position of the block with its claim; 0: nobody opened it."""
 
-    def decide(self, operation: bytes) -> Decision:
-        """Open the packet for the user, or tell whose it is."""
+    def decide(self, operation: bytes, position: int) -> Decision:
+        """Open the packet for the user, or look up whose it is."""
         if len(operation) != CLAIM_BYTES or operation[1] != CLAIM_VERSION or operation[0]:
             raise Rejected(f"operation of {len(operation)} bytes is no claim", field="operation")
-        file, bit, amount_fen, serial, _ = _core_of(operation, CLAIM_CORE_AT)
+        file, bit, amount_fen, _, _ = _core_of(operation, CLAIM_CORE_AT)
         if self._key_allowed is not None:
             key_id = operation[4] << 8 | operation[5]
             if not self._key_allowed(key_id):
                 return Answer(_REFUSED)
-        if self._open(file, bit):
+        if self._open(file, bit, position):
             return Append(operation, _pack_result(ClaimOutcome.OPENED, amount_fen))
-        return Lookup(claim_key(serial))
+        return Lookup(self._shard.log(self._opened_at(file, bit)))
 
     def answer(self, operation: bytes, value: bytes | None) -> bytes:
-        """Compare the operation with the claim that opened the packet.
+        """Compare the operation with the claim that opened the packet, in its block.
 
         A contradiction is a result and no exception: one broken packet must not stop a shard.
         """
-        if value is None or len(value) != CLAIM_BYTES:
-            return _CONTRADICTION
         file, bit, _, serial, user = _core_of(operation, CLAIM_CORE_AT)
-        their_file, their_bit, amount_fen, their_serial, owner = _core_of(value, CLAIM_CORE_AT)
-        if (file, bit, serial) != (their_file, their_bit, their_serial):
+        claim = None if value is None else self._find(value, file, bit, serial)
+        if claim is None:
             return _CONTRADICTION
+        _, _, amount_fen, _, owner = _core_of(claim, CLAIM_CORE_AT)
         if user != owner:
             return _ALREADY_OPENED
         return _pack_result(ClaimOutcome.REPEATED, amount_fen)
 
-    def apply(self, entry: bytes) -> None:
+    def apply(self, entry: bytes, position: int) -> None:
         """Open the packet of a logged claim. Raises Corrupt when it was open already."""
         if len(entry) != CLAIM_BYTES:
             raise Corrupt(f"claim of {len(entry)} bytes, want {CLAIM_BYTES}")
         file, bit, _, serial, _ = _core_of(entry, CLAIM_CORE_AT)
-        if not self._open(file, bit):
+        if not self._open(file, bit, position):
             raise Corrupt(f"packet {serial} (file {file}, bit {bit}) has two claims in one log")
 
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Return the claim under its packet's serial."""
-        return ((claim_key(_core_of(entry, CLAIM_CORE_AT)[3]), entry),)
+        """Return nothing: a claim is found by its position in the log."""
+        return ()
 
     def snapshot(self) -> bytes:
-        """Return the bits, the same for the same opened packets."""
-        parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, len(self._files))]
-        for file, bits in sorted(self._files.items()):
-            dense = bytes(bits).rstrip(b"\0")
-            parts += (_SNAPSHOT_FILE.pack(file, len(dense)), dense)
+        """Return where every claim lies, the same bytes for the same log."""
+        parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, len(self._pages))]
+        for number, page in sorted(self._pages.items()):
+            places = np.frombuffer(page, np.uint32).astype(">u4").tobytes()
+            opened = (len(places.rstrip(b"\0")) + 3) // 4
+            parts += (_SNAPSHOT_PAGE.pack(number, opened), places[: 4 * opened])
         return b"".join(parts)
 
     def restore(self, snapshot: bytes) -> None:
         """Replace the state by a snapshot. Raises Corrupt when it is none."""
         if len(snapshot) < _SNAPSHOT.size:
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes")
-        magic, version, files = _SNAPSHOT.unpack_from(snapshot)
+        magic, version, pages = _SNAPSHOT.unpack_from(snapshot)
         if magic != _MAGIC or version != _VERSION:
             raise Corrupt(f"claims snapshot: magic {magic!r}, version {version}")
         restored, at = {}, _SNAPSHOT.size
-        for _ in range(files):
-            if at + _SNAPSHOT_FILE.size > len(snapshot):
-                raise Corrupt(f"claims snapshot ends inside its {files} files")
-            file, length = _SNAPSHOT_FILE.unpack_from(snapshot, at)
-            at += _SNAPSHOT_FILE.size
-            restored[file] = bytearray(snapshot[at : at + length])
-            at += length
+        for _ in range(pages):
+            if at + _SNAPSHOT_PAGE.size > len(snapshot):
+                raise Corrupt(f"claims snapshot ends inside its {pages} pages")
+            number, opened = _SNAPSHOT_PAGE.unpack_from(snapshot, at)
+            at += _SNAPSHOT_PAGE.size
+            end = at + 4 * opened
+            if opened > _PAGE_PACKETS or end > len(snapshot):
+                raise Corrupt(f"claims snapshot: {opened} packets in page {number}")
+            page = restored[number] = _NO_PAGE[:]
+            places = np.frombuffer(snapshot, ">u4", opened, at)
+            np.frombuffer(page, np.uint32)[:opened] = places
+            at = end
         if at != len(snapshot):
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes says it has {at}")
-        self._files = restored
+        self._pages = restored
 
     def opened_count(self) -> int:
         """Return how many packets of the shard are open."""
-        return sum(int.from_bytes(bits, "big").bit_count() for bits in self._files.values())
+        pages = self._pages.values()
+        return sum(int(np.count_nonzero(np.frombuffer(page, np.uint32))) for page in pages)
 
-    def _open(self, file: int, bit: int) -> bool:
-        """Set the packet's bit; False when it was set."""
-        at, mask = bit >> 3, 1 << (bit & 7)
-        bits = self._files.get(file)
-        if bits is None or at >= len(bits):
-            bits = self._grown(file, bit)
-        if bits[at] & mask:
+    def _open(self, file: int, bit: int, position: int) -> bool:
+        """Note where the packet's claim lies; False when an earlier one opened it."""
+        page = self._pages.get(file << _FILE_SHIFT | bit >> _PAGE_BITS)
+        if page is None:
+            page = self._new_page(file, bit)
+        at = bit & _PAGE_PACKETS - 1
+        if page[at]:
             return False
-        bits[at] |= mask
+        page[at] = position + 1
         return True
 
-    def _grown(self, file: int, bit: int) -> bytearray:
-        if bit >= FILE_PACKETS_MAX or (file not in self._files and len(self._files) >= FILES_MAX):
+    def _opened_at(self, file: int, bit: int) -> int:
+        return self._pages[file << _FILE_SHIFT | bit >> _PAGE_BITS][bit & _PAGE_PACKETS - 1] - 1
+
+    def _new_page(self, file: int, bit: int) -> "array[int]":
+        if len(self._pages) >= PAGES_MAX:
             raise Rejected(f"packet {bit} of file {file} passes the limits of a shard")
-        bits = self._files.setdefault(file, bytearray())
-        bits.extend(bytes((bit >> 3) + _GROWTH_BYTES - len(bits)))
-        return bits
+        page = self._pages[file << _FILE_SHIFT | bit >> _PAGE_BITS] = _NO_PAGE[:]
+        return page
+
+    def _find(self, block: bytes, file: int, bit: int, serial: int) -> bytes | None:
+        """Return the packet's claim in the block that opened it."""
+        try:
+            entries = decode_block(block, position=self._opened_at(file, bit)).entries
+        except Corrupt:
+            return None
+        for entry in entries:
+            its_file, its_bit, _, its_serial, _ = _core_of(entry, CLAIM_CORE_AT)
+            if (its_file, its_bit, its_serial) == (file, bit, serial):
+                return entry
+        return None

@@ -21,8 +21,9 @@ from hongbao.redeem.keys import BindingKeys, SlotKeys
 from hongbao.redeem.limits import RedeemLimits
 from hongbao.redeem.machine import ClaimsMachine
 from hongbao.redeem.quota import QuotaMeter
-from hongbao.redeem.service import OpenService, Submit
+from hongbao.redeem.service import PLANE, OpenService, Submit
 from hongbao.redeem.watch import FactsWatch
+from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import Coordination
 
 log = structlog.get_logger()
@@ -139,9 +140,9 @@ class RedeemRole:
         """Return whose call it is, for admission by priority."""
         return self._service.user_of(request)
 
-    def new_machine(self, _shard: int) -> ClaimsMachine:
+    def new_machine(self, shard: int) -> ClaimsMachine:
         """Return the empty state of a claims shard, for the ShardHost of this process."""
-        return ClaimsMachine(key_allowed=self.facts.key_allowed)
+        return ClaimsMachine(ShardKey(PLANE, shard), key_allowed=self.facts.key_allowed)
 
     def use_manifests(self, manifests: Sequence[Manifest]) -> None:
         """Take another set of schemes of the campaign, for instance after a re-plan."""

@@ -6,6 +6,7 @@ paused owner's late write), its digest does not fit and the log is replayed from
 
 import hashlib
 import struct
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +18,8 @@ CHUNKS_MAX: Final = 1 << 16
 _HEAD: Final = struct.Struct(">QQBII32s")  # position, epoch, slot, chunks, size, digest
 _DIGEST_BYTES: Final = 32
 
+Put = Callable[[Sequence[tuple[bytes, bytes]]], Awaitable[None]]
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -27,25 +30,18 @@ class Checkpoint:
     snapshot: bytes
 
 
-def checkpoint_items(
-    shard: ShardKey, checkpoint: Checkpoint, slot: int
-) -> list[tuple[bytes, bytes]]:
-    """Return what to put, in order: the chunks, then the head that makes them count."""
-    snapshot = checkpoint.snapshot
-    chunks = [snapshot[at : at + CHUNK_BYTES] for at in range(0, len(snapshot), CHUNK_BYTES)]
+async def write_checkpoint(put: Put, shard: ShardKey, checkpoint: Checkpoint, slot: int) -> None:
+    """Write the chunks, then the head that makes them count; let others run in between."""
+    snapshot, hasher = checkpoint.snapshot, _hasher(checkpoint.position)
+    starts = range(0, len(snapshot), CHUNK_BYTES)
+    for index, at in enumerate(starts):
+        chunk = snapshot[at : at + CHUNK_BYTES]
+        hasher.update(chunk)
+        await put([(shard.checkpoint_chunk(checkpoint.epoch, slot, index), chunk)])
     head = _HEAD.pack(
-        checkpoint.position,
-        checkpoint.epoch,
-        slot,
-        len(chunks),
-        len(snapshot),
-        _digest(checkpoint.position, snapshot),
+        checkpoint.position, checkpoint.epoch, slot, len(starts), len(snapshot), hasher.digest()
     )
-    items = [
-        (shard.checkpoint_chunk(checkpoint.epoch, slot, index), chunk)
-        for index, chunk in enumerate(chunks)
-    ]
-    return [*items, (shard.checkpoint(), head)]
+    await put([(shard.checkpoint(), head)])
 
 
 async def read_checkpoint(store: LogStore, shard: ShardKey) -> Checkpoint | None:
@@ -63,7 +59,11 @@ async def read_checkpoint(store: LogStore, shard: ShardKey) -> Checkpoint | None
     return Checkpoint(position, epoch, snapshot)
 
 
+def _hasher(position: int) -> "hashlib.blake2b":
+    return hashlib.blake2b(struct.pack(">Q", position), digest_size=_DIGEST_BYTES)
+
+
 def _digest(position: int, snapshot: bytes) -> bytes:
-    hasher = hashlib.blake2b(struct.pack(">Q", position), digest_size=_DIGEST_BYTES)
+    hasher = _hasher(position)
     hasher.update(snapshot)
     return hasher.digest()

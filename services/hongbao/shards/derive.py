@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hongbao.domain.errors import Transient
 from hongbao.shards.block import ShardKey
-from hongbao.shards.checkpoint import Checkpoint, checkpoint_items
+from hongbao.shards.checkpoint import Checkpoint, write_checkpoint
 from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import Pairs, cut_puts
 
@@ -18,11 +18,11 @@ RETRY_S_MAX = 2.0
 class _Derived:
     position: int
     pairs: Pairs
-    snapshot: bytes | None
+    snapshot: bytes | None  # the state after it, when a checkpoint is due
 
 
 class Deriver:
-    """Writes derived keys, then the applied marker, then a checkpoint that is due.
+    """Writes derived keys and then the applied marker; checkpoints behind them, beside the rest.
 
     `overlay` holds the derived pairs that a lookup could not find in the store yet.
     """
@@ -39,12 +39,19 @@ class Deriver:
         self._pending: deque[_Derived] = deque()
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
+        self._checkpoint: Checkpoint | None = None
+        self._checkpoint_due = asyncio.Event()
         self._checkpoints = 0
 
     def add(self, position: int, pairs: Pairs, snapshot: bytes | None) -> None:
         """Queue what a durable block derives; `snapshot` is the state after it, if one is due."""
         self._pending.append(_Derived(position, pairs, snapshot))
         self._wake.set()
+
+    @property
+    def writes_checkpoint(self) -> bool:
+        """Return whether one is under way or waits: until it is written there is no next one."""
+        return self._checkpoint is not None or any(block.snapshot for block in self._pending)
 
     async def wait_for_room(self) -> None:
         """Wait until less than the limit of blocks is pending."""
@@ -53,9 +60,11 @@ class Deriver:
     async def finish(self, checkpoint_now: Callable[[], tuple[int, bytes] | None]) -> None:
         """Wait until everything is written, then write a last checkpoint."""
         await self._wait_below(1)
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._checkpoint is None)
         last = checkpoint_now()
         if last is not None:
-            await self._write_checkpoint(*last)
+            await self._write_checkpoint(Checkpoint(last[0], self._epoch, last[1]))
 
     async def run(self) -> None:
         """Write for ever; store errors are retried with the same bytes until they pass."""
@@ -64,6 +73,17 @@ class Deriver:
                 self._wake.clear()
                 await self._wake.wait()
             await self._write(list(self._pending))
+
+    async def run_checkpoints(self) -> None:
+        """Write checkpoints for ever; blocks do not wait for them."""
+        while True:
+            while self._checkpoint is None:
+                self._checkpoint_due.clear()
+                await self._checkpoint_due.wait()
+            await self._write_checkpoint(self._checkpoint)
+            async with self._changed:
+                self._checkpoint = None
+                self._changed.notify_all()
 
     async def _write(self, blocks: list[_Derived]) -> None:
         pairs = [
@@ -75,7 +95,8 @@ class Deriver:
             await self._put(part)
         for block in blocks:
             if block.snapshot is not None:
-                await self._write_checkpoint(block.position, block.snapshot)
+                self._checkpoint = Checkpoint(block.position, self._epoch, block.snapshot)
+                self._checkpoint_due.set()
         async with self._changed:
             for block in blocks:
                 self._pending.popleft()
@@ -83,12 +104,10 @@ class Deriver:
                     self.overlay.pop(key, None)
             self._changed.notify_all()
 
-    async def _write_checkpoint(self, position: int, snapshot: bytes) -> None:
-        checkpoint = Checkpoint(position, self._epoch, snapshot)
+    async def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         slot = self._checkpoints % 2  # the head still names the other slot while this is written
         self._checkpoints += 1
-        for part in cut_puts(checkpoint_items(self._shard, checkpoint, slot)):
-            await self._put(part)
+        await write_checkpoint(self._put, self._shard, checkpoint, slot)
 
     async def _put(self, pairs: Pairs) -> None:
         wait_s = self._retry_s

@@ -27,7 +27,10 @@ class Answer:
 
 @dataclass(slots=True)
 class Lookup:
-    """Says: read the derived key, then ask `answer` for the result; nothing is written."""
+    """Says: read the key, then ask `answer` for the result; nothing is written.
+
+    The key is a derived one, or that of a block of the shard's own log.
+    """
 
     key: bytes
 
@@ -38,22 +41,26 @@ Decision = Append | Answer | Lookup
 class Machine(Protocol):
     """Is the state of one shard. Synchronous, deterministic, without clock or randomness."""
 
-    def decide(self, operation: bytes) -> Decision:
+    def decide(self, operation: bytes, position: int) -> Decision:
         """Decide one operation and change the state at once.
 
-        May raise Rejected, and then has changed nothing. Any other exception stops the owner.
+        `position` is that of the block which gets what is appended; a Lookup is read once that
+        block is durable. May raise Rejected, and then has changed nothing. Any other exception
+        stops the owner.
         """
 
     def answer(self, operation: bytes, value: bytes | None) -> bytes:
-        """Return the result after a Lookup; a pure function of its arguments."""
+        """Return the result after a Lookup; the same whenever it is asked."""
 
-    def apply(self, entry: bytes) -> None:
+    def apply(self, entry: bytes, position: int) -> None:
         """Change the state as `decide` did when it appended this entry (replay)."""
 
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
         """Return the derived pairs of an entry; a pure function of the entry.
 
-        A key always gets the same bytes, whoever writes it and however often.
+        A key always gets the same bytes, whoever writes it and however often. A machine that
+        knows where its entries lie derives nothing: a random key costs a store far more than its
+        share of a block.
         """
 
     def snapshot(self) -> bytes:

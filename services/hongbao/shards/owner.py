@@ -51,12 +51,13 @@ class OwnerLimits:
     """A block is closed before it could pass this; must stay below the store's value limit."""
     entry_bytes_max: int = 16 << 10
     """A machine that appends more is broken."""
-    gather_s: float = 0.0
-    """Wait before a block that is not full. 0: the block in flight is wait enough."""
+    gather_s: float = 0.004
+    """Blocks begin this far apart while several operations share one; a lone one never waits."""
     derived_blocks_max: int = 16
     """Durable blocks whose derived keys are not written yet; then the owner waits."""
     checkpoint_blocks: int = 1024
-    """Blocks between checkpoints: bounds the replay of a take-over."""
+    """Least blocks between checkpoints. There is no next one either before as many bytes were
+    logged as the last one had: that bounds the cost, and the replay of a take-over."""
     append_attempts_max: int = 12
     """Tries to write or read back one block; with the back-off below about 10 s."""
     retry_s: float = 0.01
@@ -113,6 +114,10 @@ class Owner:
         self._waiting: deque[Waiting] = deque()
         self._round: list[Waiting] = []
         self._looking: dict[asyncio.Future[bytes], None] = {}  # ordered, so that runs repeat
+        self._alone = True
+        self._checkpointed_at = 0  # position behind the last block that a checkpoint covers
+        self._snapshot_bytes = 0
+        self._logged_bytes = 0  # since then
         self._wake = asyncio.Event()
         self._draining = False
         self._not_written = False
@@ -145,7 +150,9 @@ class Owner:
         replay = Replay(store, key, machine)
         await replay.restore()
         await replay.run()
+        owner._checkpointed_at, owner._snapshot_bytes = replay.start, replay.snapshot_bytes
         await owner._fence(replay)
+        owner._logged_bytes = replay.entry_bytes
         async for pairs in replay.missing_derived(replay.position):
             await store.put_many(pairs)
         owner._start()
@@ -201,6 +208,7 @@ class Owner:
     def _start(self) -> None:
         self._run(self._commit_forever)
         self._run(self._deriver.run)
+        self._run(self._deriver.run_checkpoints)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.ensure_future(self._guard(work))
@@ -222,8 +230,7 @@ class Owner:
         while True:
             if not self._waiting:
                 await self._wait_for_work()
-            if self._limits.gather_s and len(self._waiting) < self._limits.block_operations_max:
-                await asyncio.sleep(self._limits.gather_s)
+            await self._gather_more()
             await self._deriver.wait_for_room()
             if not self._lease_valid():  # keeps answers fresh; appends would be fenced anyway
                 raise Fenced(f"{self.shard}: the lease of epoch {self.epoch} ran out")
@@ -239,6 +246,17 @@ class Owner:
         self._wake.clear()
         await self._wake.wait()
 
+    async def _gather_more(self) -> None:
+        """Wait for company, unless the block is full or the last one had none.
+
+        Blocks begin on one grid of time, so that all shards of a process append together.
+        """
+        gather_s = self._limits.gather_s
+        if self._alone or len(self._waiting) >= self._limits.block_operations_max or not gather_s:
+            return
+        now_s = asyncio.get_running_loop().time()
+        await asyncio.sleep(gather_s - now_s % gather_s)
+
     def _gather(self) -> _Round:
         """Decide waiting operations, in order, until the queue is empty or the block is full."""
         decided = _Round()
@@ -252,12 +270,13 @@ class Owner:
                 continue  # its caller is gone, and nothing was done
             self._round.append((operation, done))
             size += self._decide(operation, done, decided)
+        self._alone = len(self._round) < 2
         return decided
 
     def _decide(self, operation: bytes, done: asyncio.Future[bytes], decided: _Round) -> int:
         """Decide one operation; return how many bytes it adds to the block."""
         try:
-            decision = self._machine.decide(operation)
+            decision = self._machine.decide(operation, self.position)
         except Rejected as error:
             decided.rejections.append((done, error))
             return 0
@@ -267,8 +286,9 @@ class Owner:
                 raise Corrupt(f"{self.shard}: the machine appended {len(entry)} bytes")
             decided.entries.append(entry)
             derived = self._machine.derive(entry)
-            decided.derived.extend(derived)
-            self._deriver.overlay.update(derived)
+            if derived:
+                decided.derived.extend(derived)
+                self._deriver.overlay.update(derived)
             decided.results.append((done, decision.result))
             return len(entry)
         if isinstance(decision, Answer):
@@ -289,11 +309,23 @@ class Owner:
     async def _commit(self, decided: _Round) -> None:
         """Make the round's block durable, then hand its derived keys on."""
         block = Block(BlockKind.OPERATIONS, self.epoch, self._nonce, self.position, decided.entries)
-        due = (self.position + 1) % self._limits.checkpoint_blocks == 0
+        due = self._checkpoint_due()
         snapshot = self._machine.snapshot() if due else None  # before the next round changes it
         await self._append(block)
         self.appended_operations += len(decided.entries)
+        self._logged_bytes += sum(map(len, decided.entries))
+        if snapshot is not None:
+            self._checkpointed_at, self._logged_bytes = self.position, 0
+            self._snapshot_bytes = len(snapshot)
         self._deriver.add(block.position, decided.derived, snapshot)
+
+    def _checkpoint_due(self) -> bool:
+        blocks = self.position + 1 - self._checkpointed_at
+        return (
+            blocks >= self._limits.checkpoint_blocks
+            and self._logged_bytes >= self._snapshot_bytes
+            and not self._deriver.writes_checkpoint
+        )
 
     async def _append(self, block: Block) -> None:
         """Create the block at its position, or find out that another writer has it.

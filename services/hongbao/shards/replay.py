@@ -52,12 +52,17 @@ class Replay:
         """Next position to read."""
         self.epoch = 0
         """Highest epoch seen."""
+        self.snapshot_bytes = 0
+        """Size of the checkpoint."""
+        self.entry_bytes = 0
+        """Of all entries that were read since."""
 
     async def restore(self) -> None:
         """Start from the last checkpoint that can be trusted."""
         checkpoint = await read_checkpoint(self._store, self._shard)
         if checkpoint is not None:
             self._machine.restore(checkpoint.snapshot)
+            self.snapshot_bytes = len(checkpoint.snapshot)
             self.start = self.position = checkpoint.position + 1
             self.epoch = checkpoint.epoch
 
@@ -81,7 +86,8 @@ class Replay:
                 f"lies behind epoch {self.epoch}"
             )
         for entry in block.entries:
-            self._machine.apply(entry)
+            self._machine.apply(entry, block.position)
+            self.entry_bytes += len(entry)
         self.epoch = block.epoch
         self.position = block.position + 1
 
