@@ -79,8 +79,23 @@ async def rain(
 ) -> AsyncIterator[Rain]:
     """Start every role, ready when entered; drain in order when left.
 
+    Raises Rejected when another supervisor runs here.
     `environ` says what is added to a process's environment (fault injection in tests).
     """
+    with run.supervised():
+        async with _all_roles(settings, run, campaign, prepared, timeline, environ) as up:
+            yield up
+
+
+@contextlib.asynccontextmanager
+async def _all_roles(
+    settings: UpSettings,
+    run: RunDir,
+    campaign: Campaign,
+    prepared: Prepared,
+    timeline: Timeline,
+    environ: Callable[[ProcessSpec], Mapping[str, str]] | None,
+) -> AsyncIterator[Rain]:
     clock = SystemClock()
     run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
     specs = _known_specs(run, settings) or plan_processes(settings)

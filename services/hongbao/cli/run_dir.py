@@ -1,5 +1,7 @@
 """Owns the layout of a run's folder and the list of its processes."""
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.assignment import AccessPod
-from hongbao.domain.errors import NotFound
+from hongbao.domain.errors import NotFound, Rejected
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,25 @@ class RunDir:
 
     def cache(self, process: str) -> Path:
         return self.path / "cache" / process
+
+    @contextlib.contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Hold the run for one supervisor. Raises Rejected while another one has it.
+
+        A second one would raise the pods' epochs and put its timeline under the first one's feet.
+        """
+        lock = os.open(self.path / "supervisor.lock", os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise Rejected(
+                f"{self.path}: another `hongbao up` is running it", field="run"
+            ) from None
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def write_specs(self, settings: UpSettings, specs: Iterable[ProcessSpec]) -> None:
         """Record what runs here, for the processes themselves and for other commands."""
