@@ -294,7 +294,11 @@ async def hongbao(*arguments: str, expect: int | None = 0) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await child.communicate()
+    try:
+        output, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
     assert expect in (None, child.returncode), f"hongbao {arguments}: {output.decode()}"
     return output.decode()
 
