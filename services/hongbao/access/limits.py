@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hongbao.domain.timeline import OPEN_GRACE_MS
+
 
 @dataclass(frozen=True, slots=True)
 class AccessLimits:
@@ -13,8 +15,11 @@ class AccessLimits:
     user_cap_columns_log2: int = 23
     """Counters a row of the user cap: 2^23 × 4 rows of one byte = 32 MiB for 10M winners."""
 
-    claim_ttl_s: int = 1800
-    """How long a won packet may be opened: long enough for a full backlog and a bad network."""
+    claim_ttl_s: int = OPEN_GRACE_MS // 1000
+    """How long a won packet may be opened: long enough for a full backlog and a bad network.
+
+    No token lives longer than the grace after its slot, when money goes back to the sponsors.
+    """
 
     session_ttl_s: int = 4 * 3600
     """How long a session lasts: an evening, so that nobody signs in again between slots."""

@@ -1,4 +1,4 @@
-"""Owns when slots open and close; refuses to read any clock: time comes in as milliseconds."""
+"""Owns when slots open and close and when a campaign is closed; refuses to read any clock."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ from hongbao.domain.campaign import Slot
 from hongbao.domain.errors import Corrupt, Rejected
 from hongbao.domain.ids import SlotNumber
 
+OPEN_GRACE_MS: Final = 600_000
+"""Packets of a slot may be opened this long after its end; sponsors' money goes back no earlier."""
 REHEARSED_GAPS_PERCENT_MAX: Final = 10  # people watch a rehearsal for its slots, not its pauses
 
 
@@ -102,3 +104,24 @@ class Timeline:
             return cls(slots)
         except (ValueError, KeyError, TypeError, Rejected) as error:
             raise Corrupt(f"the timeline document is broken: {error}") from error
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Is the document `campaigns/<c>/closed`: written once, no packet is opened any more."""
+
+    at_ms: int
+    by: str
+
+    def to_json(self) -> bytes:
+        """Return the coordination document."""
+        return json.dumps({"at_ms": self.at_ms, "by": self.by}, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, document: bytes) -> "Closed":
+        """Read the document back. Raises Corrupt when it is none."""
+        try:
+            shape = json.loads(document)
+            return cls(int(shape["at_ms"]), str(shape["by"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"the document that closes the campaign is broken: {error}") from error

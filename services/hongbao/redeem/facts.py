@@ -14,7 +14,7 @@ from hongbao.domain.assignment import Assignment
 from hongbao.domain.errors import Corrupt
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest
-from hongbao.domain.timeline import Timeline
+from hongbao.domain.timeline import Closed, Timeline
 from hongbao.redeem.limits import RedeemLimits
 
 PODS: Final = "pods/"
@@ -50,6 +50,8 @@ class Facts:
         self.epochs: dict[int, int] = {}
         """The current epoch of every pod."""
         self.key_lists = KeyLists()
+        self.closed = False
+        """Unclaimed money goes back to the sponsors: nothing may be opened any more, for good."""
         self.switches = SwitchBoard()
         self.use_manifests(manifests)
 
@@ -86,6 +88,7 @@ class Facts:
             f"{self._prefix}active": self._apply_active,
             f"{self._prefix}assignment": self._apply_assignment,
             f"{self._prefix}keys": self._apply_keys,
+            f"{self._prefix}closed": self._apply_closed,
         }.get(key)
         if take is None:
             return False
@@ -95,8 +98,8 @@ class Facts:
         return True
 
     def key_allowed(self, key_id: int) -> bool:
-        """Return whether packets under this key may be opened (R46)."""
-        return self.key_lists.permits(key_id)
+        """Return whether packets under this key may be opened (R46); none once it is closed."""
+        return not self.closed and self.key_lists.permits(key_id)
 
     def _apply_timeline(self, document: bytes) -> None:
         timeline = Timeline.from_json(document)
@@ -127,6 +130,10 @@ class Facts:
 
     def _apply_keys(self, document: bytes) -> None:
         self.key_lists = parse_key_lists(document)
+
+    def _apply_closed(self, document: bytes) -> None:
+        Closed.from_json(document)
+        self.closed = True
 
     def _apply_epoch(self, key: str, document: bytes) -> bool:
         pod_text = key[len(PODS) : -len(_EPOCH_SUFFIX)]

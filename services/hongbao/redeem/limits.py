@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hongbao.domain.timeline import OPEN_GRACE_MS
+
 
 @dataclass(frozen=True)
 class RedeemLimits:
@@ -10,7 +12,7 @@ class RedeemLimits:
     slot_lead_ms: int = 0
     """A slot's keys load this long before it starts: the clocks of access may run ahead."""
 
-    open_grace_ms: int = 600_000
+    open_grace_ms: int = OPEN_GRACE_MS
     """Tokens of a slot are good this long after its end, whatever expiry a pod wrote into them."""
 
     binding_keys_max: int = 4096

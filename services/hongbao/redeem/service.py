@@ -35,6 +35,7 @@ from hongbao.redeem.machine import ClaimOutcome, parse_result
 
 PLANE: Final = "claims"
 NOT_GOOD: Final = "not authenticated"
+CLOSED: Final = "the campaign is closed"
 
 Submit = Callable[[str, int, bytes], Awaitable[bytes]]
 
@@ -97,7 +98,7 @@ class OpenService:
         """Redeem a claim token; durable before the reply, safe to repeat.
 
         Raises Unauthenticated for every bad session or token, Transient when the same call may
-        succeed later, NotFound for another campaign.
+        succeed later, NotFound for another campaign, Rejected once the campaign is closed.
         """
         now_ms = self._wall_ms()
         user = self._check_in(request, now_ms)
@@ -112,6 +113,8 @@ class OpenService:
         generation = self._flights.enter()
         # From here to the submission nothing waits, so the facts that are judged by stay true.
         try:
+            if self._facts.closed:
+                raise Rejected(CLOSED, field="campaign")
             admitted = self._judge(claim_token, head, user, now_ms)
             if isinstance(admitted, Refusal):
                 raise self._refused(admitted)
@@ -196,6 +199,8 @@ class OpenService:
         )
 
     def _not_opened(self, admitted: Admitted, outcome: int) -> Exception:
+        if outcome == ClaimOutcome.REFUSED and self._facts.closed:
+            return Rejected(CLOSED, field="campaign")
         if outcome == ClaimOutcome.REFUSED:
             return self._refused(Refusal(Cause.KEY, admitted.key_id, admitted.pod))
         self.counts.failed += 1
