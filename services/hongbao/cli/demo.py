@@ -24,7 +24,8 @@ from hongbao.cli.demo_screen import Screen, build_screen
 from hongbao.cli.demo_script import EventLog, plan_events, play
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.report import write_report
-from hongbao.cli.settings import read_settings
+from hongbao.cli.run_dir import LOCK_NAME, RunDir
+from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.cli.up import progress_step, rehearsed_timeline, tell_embedding
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.money import format_yuan
@@ -58,26 +59,39 @@ def demo(
         hongbao demo --seconds 120 --rate 3000
     """
     chosen = read_settings(settings)
-    _empty(chosen.run_dir)
-    embedding = find_embedding()
-    tell_embedding(embedding)
+    with RunDir(chosen.run_dir).supervised():
+        line = _play(chosen, seconds=seconds, rate=rate, users=users, seed=seed)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        console.print(f"report: {write_report(chosen.run_dir / 'report', page)}")
+    typer.echo(json.dumps(line))
+    if line["equations"] != "hold":
+        raise typer.Exit(EXIT_BROKEN)
+
+
+def _play(
+    settings: UpSettings, *, seconds: float, rate: float, users: int, seed: int
+) -> dict[str, Any]:
+    """Play the whole evening on an emptied folder; return the audit's line."""
+    _empty(settings.run_dir)
+    tell_embedding(find_embedding())
     with Progress(
         *Progress.get_default_columns()[:-1],
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
         console=console,
     ) as bars:
-        run, campaign, prepared = prepare_run(chosen, progress_step(bars))
+        run, campaign, prepared = prepare_run(settings, progress_step(bars))
     packets = sum(plan.packets for plan in prepared.plans)
     console.print(
         f"{campaign.title}: {len(campaign.sponsors)} sponsors, {packets:,} packets in "
         f"{len(prepared.plans)} schemes, {format_yuan(campaign.budget_fen)} yuan. Seed {seed}."
     )
+    folder = run.path / "report"
+    folder.mkdir()
 
     async def evening() -> dict[str, Any]:
         timeline = rehearsed_timeline(campaign, seconds, START_IN_S)
-        async with rain(chosen, run, campaign, prepared, timeline) as up:
-            folder = run.path / "report"
+        async with rain(settings, run, campaign, prepared, timeline) as up:
             told = EventLog(folder / "faults.jsonl")
             load = _Load(up, folder, rate=rate, users=users, seed=seed)
             status, output = await hongbao("fund", "pay-in", "--all", "--run", str(run.path))
@@ -89,22 +103,19 @@ def demo(
                 await script
             return await close_evening(up, prepared, folder, seed=seed)
 
-    (run.path / "report").mkdir(parents=True, exist_ok=True)
-    line = asyncio.run(evening())
-    page.parent.mkdir(parents=True, exist_ok=True)
-    console.print(f"report: {write_report(run.path / 'report', page)}")
-    typer.echo(json.dumps(line))
-    if line["equations"] != "hold":
-        raise typer.Exit(EXIT_BROKEN)
+    return asyncio.run(evening())
 
 
 def _empty(run_dir: Path) -> None:
-    """Remove what an earlier demo left; refuse a folder that is something else."""
-    if run_dir.exists():
-        if not (run_dir / "run.json").exists() and any(run_dir.iterdir()):
-            raise Rejected(f"{run_dir} is not empty and holds no run", field="run_dir")
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
+    """Remove what an earlier demo left, but the lock; refuse a folder that is something else."""
+    found = [path for path in run_dir.iterdir() if path.name != LOCK_NAME]
+    if found and run_dir / "run.json" not in found:
+        raise Rejected(f"{run_dir} is not empty and holds no run", field="run_dir")
+    for path in found:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 class _Load:

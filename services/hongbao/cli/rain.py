@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.store_client import StoreClient
 from hongbao.cipher.derive import binding_key
-from hongbao.cli.campaign_input import require_campaign
 from hongbao.cli.documents import deploy_documents, keep_placement
+from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings
@@ -64,7 +64,7 @@ class Rain:
 def prepare_run(settings: UpSettings, step: Step) -> tuple[RunDir, Campaign, Prepared]:
     """Do all that needs no process: keys, mint, verify. Raises Rejected."""
     run = RunDir(settings.run_dir)
-    campaign = require_campaign(settings.campaign)
+    campaign = run_campaign(run, settings)
     return run, campaign, prepare(run, settings, campaign, step)
 
 
@@ -79,23 +79,9 @@ async def rain(
 ) -> AsyncIterator[Rain]:
     """Start every role, ready when entered; drain in order when left.
 
-    Raises Rejected when another supervisor runs here.
-    `environ` says what is added to a process's environment (fault injection in tests).
+    `environ` says what is added to a process's environment (fault injection in tests). The caller
+    holds `run.supervised()` where another supervisor could come.
     """
-    with run.supervised():
-        async with _all_roles(settings, run, campaign, prepared, timeline, environ) as up:
-            yield up
-
-
-@contextlib.asynccontextmanager
-async def _all_roles(
-    settings: UpSettings,
-    run: RunDir,
-    campaign: Campaign,
-    prepared: Prepared,
-    timeline: Timeline,
-    environ: Callable[[ProcessSpec], Mapping[str, str]] | None,
-) -> AsyncIterator[Rain]:
     clock = SystemClock()
     run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
     specs = _known_specs(run, settings) or plan_processes(settings)

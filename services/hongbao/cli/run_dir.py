@@ -8,10 +8,13 @@ import socket
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Final
 
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.assignment import AccessPod
 from hongbao.domain.errors import NotFound, Rejected
+
+LOCK_NAME: Final = "up.lock"
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,25 @@ class RunDir:
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[None]:
-        """Hold the run for one supervisor. Raises Rejected while another one has it.
+        """Hold the run for one supervisor, before it changes anything here.
 
-        A second one would raise the pods' epochs and put its timeline under the first one's feet.
+        Raises Rejected that names who holds it: a second one would raise the pods' epochs and put
+        its timeline under the first one's feet. The kernel lets go with the holder, however that
+        ends; the file stays, because two could else hold a lock of its name.
         """
-        lock = os.open(self.path / "supervisor.lock", os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise Rejected(
-                f"{self.path}: another `hongbao up` is running it", field="run"
-            ) from None
-        try:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / LOCK_NAME).open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                message = f"{self.path}: another `hongbao up` is already running, pid {holder}"
+                raise Rejected(message, field="run_dir") from error
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
             yield
-        finally:
-            os.close(lock)
 
     def write_specs(self, settings: UpSettings, specs: Iterable[ProcessSpec]) -> None:
         """Record what runs here, for the processes themselves and for other commands."""

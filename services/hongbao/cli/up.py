@@ -52,14 +52,15 @@ def up(
     """
     chosen = read_settings(settings)
     tell_embedding(find_embedding())
-    with Progress(
-        *Progress.get_default_columns()[:-1],
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-    ) as bars:
-        run, campaign, prepared = prepare_run(chosen, progress_step(bars))
-    asyncio.run(_serve(chosen, run, campaign, prepared, rehearsal, start_in))
+    with RunDir(chosen.run_dir).supervised():
+        with Progress(
+            *Progress.get_default_columns()[:-1],
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+        ) as bars:
+            run, campaign, prepared = prepare_run(chosen, progress_step(bars))
+        asyncio.run(_serve(chosen, run, campaign, prepared, rehearsal, start_in))
 
 
 def tell_embedding(embedding: Embedding) -> None:
