@@ -12,13 +12,19 @@ PROBLEMS_SHOWN_MAX = 20
 
 def load_campaign(path: Path) -> tuple[Campaign | None, list[Problem]]:
     """Read a campaign file (or the folder that holds campaign.yaml) and the tables it names."""
+    entry, files = read_files(path)
+    return read_campaign(files, entry=entry)
+
+
+def read_files(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return the campaign file's name, and by name the bytes of it and the tables it names."""
     entry = path / ENTRY if path.is_dir() else path
     files = {entry.name: _read_limited(entry)} if entry.is_file() else {}
     if files:
         for name in named_files(entry.name, files[entry.name]):
             if (entry.parent / name).is_file():
                 files[name] = _read_limited(entry.parent / name)
-    return read_campaign(files, entry=entry.name)
+    return entry.name, files
 
 
 def require_campaign(path: Path) -> Campaign:

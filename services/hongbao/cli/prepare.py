@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hongbao.cipher.keyring import Keyring, Role, new_keyring, read_keyring, write_keyring
+from hongbao.cli.late_edit import read_late_edit
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.client.identity import TestIdentity
@@ -61,9 +62,8 @@ def role_keyring(run: RunDir, role: Role) -> Keyring:
 def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -> Prepared:
     """Make keys, mint and verify every scheme, unless that is done. Raises Rejected."""
     run.path.mkdir(parents=True, exist_ok=True)
-    plans = plan_campaign(
-        campaign, ticket_shards=settings.ticket_shards, claims_shards=settings.claims_shards
-    )
+    edit = read_late_edit(run)
+    plans = edit.record.plans if edit else _plan(settings, campaign)
     _make_keys(run, campaign)
     _make_issuer(run, settings)
     keyring = role_keyring(run, "mint")
@@ -77,7 +77,8 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
             workers=os.cpu_count() or 1,
             progress=lambda done, whole, name=name: step(name, done, whole),  # type: ignore[misc]
         )
-        _verify(run, campaign, plan, keyring, step)
+        budgeted = edit is None or plan is plans[-1]  # older plans had an older budget
+        _verify(run, campaign if budgeted else None, plan, keyring, step)
         manifests.append(manifest)
     active = next(plan for plan in plans if plan.scheme == campaign.active_scheme)
     return Prepared(
@@ -85,6 +86,12 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
         manifests=tuple(manifests),
         active_scheme_number=active.scheme_number,
         token_root=role_keyring(run, "redeem").token_root,
+    )
+
+
+def _plan(settings: UpSettings, campaign: Campaign) -> tuple[MintPlan, ...]:
+    return plan_campaign(
+        campaign, ticket_shards=settings.ticket_shards, claims_shards=settings.claims_shards
     )
 
 
@@ -98,7 +105,9 @@ def _make_keys(run: RunDir, campaign: Campaign) -> None:
         write_keyring(run.keys / f"{role}.keys", keyring.for_role(role), secret)
 
 
-def _verify(run: RunDir, campaign: Campaign, plan: MintPlan, keyring: Keyring, step: Step) -> None:
+def _verify(
+    run: RunDir, campaign: Campaign | None, plan: MintPlan, keyring: Keyring, step: Step
+) -> None:
     stamp = run.objects / plan.campaign / str(plan.scheme_number) / ".verified"
     if stamp.exists():
         return

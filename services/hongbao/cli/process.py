@@ -12,7 +12,7 @@ import structlog
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.adapters.store_client import StoreClient
-from hongbao.cli.campaign_input import require_campaign
+from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Campaign
@@ -43,7 +43,7 @@ class Process:
 
     @property
     def campaign(self) -> Campaign:
-        return require_campaign(self.settings.campaign)
+        return run_campaign(self.run, self.settings)
 
     def open_store(self) -> StoreClient:
         """Return this process's way to the shared store; connects by itself."""

@@ -10,7 +10,7 @@ from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.lmdb import LmdbStore
 from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.adapters.store_client import StoreClient
-from hongbao.cli.campaign_input import require_campaign
+from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Campaign
@@ -41,7 +41,7 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
     """
     run = RunDir(run_path.absolute())  # noqa: ASYNC240  (once, before anything waits)
     settings, _ = run.read_specs()
-    campaign = require_campaign(settings.campaign)
+    campaign = run_campaign(run, settings)
     live = _answers(run.socket)
     clock = SystemClock()
     store: StoreClient | LmdbStore
