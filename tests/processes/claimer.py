@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 from hongbao.adapters.store_client import StoreClient
 from hongbao.redeem.machine import ClaimsMachine
+from hongbao.shards.block import ShardKey
 from hongbao.shards.owner import Owner
 from hongbao.shards.peers import add_shards_service
 
@@ -101,7 +102,7 @@ async def _own(argument: dict[str, Any], folder: Path) -> None:
         epoch=argument["epoch"],
         nonce=os.urandom(16),
         lease_valid=lambda: True,
-        machine=ClaimsMachine(),
+        machine=ClaimsMachine(ShardKey(PLANE, SHARD)),
     )
     store.armed = True
     server = grpc.aio.server()

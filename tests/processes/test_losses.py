@@ -7,6 +7,7 @@ for tickets; a key is denied; a zone is lost for the second slot; the pay backen
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import grpc
 import pytest
@@ -56,7 +57,7 @@ def told(seed: int) -> Iterator[Told]:
     with short_folder() as folder, open_paydesk(seed, folder / "paid.jsonl") as desk:
         plot = Plot(
             seed,
-            seconds=14.0,
+            seconds=17.0,
             slots=3,
             packets_a_slot=3_000,
             rate=300.0,
@@ -81,12 +82,13 @@ def flip_a_bit(run: RunDir, prepared: Prepared) -> None:
 
 async def lose_things(stage: Stage) -> None:
     up, facts = stage.up, stage.notes.facts
-    await stage.at(0, 0.2)
-    facts["answers"] = await race_for_tickets(stage)
-    await stage.at(0, 0.5)
     facts["denied"] = denied = int(stage.prepared.plans[0].slot_batches(1)[1].key_ids[0])
-    await hongbao("keys", "deny", str(denied), "--run", str(up.run.path))
-    facts["denied_at_ms"] = up.clock.wall_ms()
+    await stage.at(0, 0.15)
+    async with asyncio.TaskGroup() as group:
+        racing = group.create_task(race_for_tickets(stage, denied))
+        await hongbao("keys", "deny", str(denied), "--run", str(up.run.path))
+        facts["denied_at_ms"] = up.clock.wall_ms()
+    facts["answers"] = racing.result()
     await stage.at(1, 0.2 + 0.2 * stage.draw())
     facts["lost_at_ms"] = up.clock.wall_ms()
     up.supervisor.lose(up.of(zone=LOST_ZONE))
@@ -94,12 +96,14 @@ async def lose_things(stage: Stage) -> None:
     await up.supervisor.start(up.of(zone=LOST_ZONE))
 
 
-async def race_for_tickets(stage: Stage) -> list[Answered]:
+async def race_for_tickets(stage: Stage, denied: int) -> list[Answered]:
     """Bind tickets to two users each, as a hacked gateway can, and let both open (F4)."""
     up, prepared = stage.up, stage.prepared
     file = file_of(prepared, 1, RACED_SHARD)
     data = (up.run.objects / file.name).read_bytes()[FILE_RECORDS_AT:]
-    records = [data[-RECORD_BYTES * (n + 1) :][:RECORD_BYTES] for n in range(RACES)]
+    last = (data[-RECORD_BYTES * n :][:RECORD_BYTES] for n in range(1, file.count))
+    good = (record for record in last if int.from_bytes(record[:2]) != denied)
+    records = list(islice(good, RACES))
     known = await up.store.read(f"pods/{LOST_POD}/epoch")
     epoch = int(known.value)
     key = binding_key(prepared.token_root, LOST_POD, epoch)
