@@ -4,7 +4,8 @@ Every step is skipped when its result is there, so a second start is quick.
 """
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +21,13 @@ from hongbao.domain.manifest import Manifest
 from hongbao.domain.plan import MintPlan
 from hongbao.domain.script import plan_campaign
 from hongbao.domain.ticket import KEY_ID_MAX
-from hongbao.mint.scheme import mint_scheme
+from hongbao.mint.durable import sync_folder
+from hongbao.mint.scheme import finished_scheme, mint_scheme
 from hongbao.verify.scheme import verify_scheme
 
 PASSPHRASE_VARIABLE = "HONGBAO_KEYS_PASSPHRASE"
+NEW_KEYS = ".new"
+PARTIAL_KEYS = ".partial"
 ROLES: tuple[Role, ...] = ("mint", "redeem", "access")
 
 Step = Callable[[str, int, int], None]  # (what, done, whole)
@@ -64,13 +68,14 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
     run.path.mkdir(parents=True, exist_ok=True)
     edit = read_late_edit(run)
     plans = edit.record.plans if edit else _plan(settings, campaign)
-    _make_keys(run, campaign)
+    settle_keys(run, campaign, [plan for plan in plans if not _verified_stamp(run, plan).exists()])
     _make_issuer(run, settings)
-    keyring = role_keyring(run, "mint")
+    can_mint = (run.keys / "mint.keys").exists()  # it may lie offline once all is minted
+    keyring = role_keyring(run, "mint" if can_mint else "redeem")
     manifests = []
     for plan in plans:
         name = f"mint {plan.scheme}"
-        manifest = mint_scheme(
+        manifest = finished_scheme(plan, keyring.verify_key, run.objects) or mint_scheme(
             plan,
             keyring,
             run.objects,
@@ -95,20 +100,57 @@ def _plan(settings: UpSettings, campaign: Campaign) -> tuple[MintPlan, ...]:
     )
 
 
-def _make_keys(run: RunDir, campaign: Campaign) -> None:
-    if all((run.keys / f"{role}.keys").exists() for role in ROLES):
+def settle_keys(run: RunDir, campaign: Campaign, unminted: Sequence[MintPlan]) -> None:
+    """Have every key file that this start needs; make them only where nothing is minted yet.
+
+    Raises Rejected that names what is missing: keys made anew could open nothing that is minted.
+    """
+    run.keys.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _finish_making(run)
+    missing = [role for role in ROLES if not (run.keys / f"{role}.keys").exists()]
+    if not missing or (missing == ["mint"] and not unminted):
         return
+    begun = list((run.objects / campaign.campaign).glob("*/manifest.json"))
+    if len(missing) < len(ROLES) or begun:
+        names = ", ".join(f"{role}.keys" for role in missing)
+        raise Rejected(f"{run.keys} lacks {names}: bring back what was made with the rest")
+    _make_keys(run, campaign)
+
+
+def _make_keys(run: RunDir, campaign: Campaign) -> None:
+    """Make a set of key files, all or none: killed on the way, the next start begins anew."""
     every_id = map(KeyId, range(1, KEY_ID_MAX + 1))  # a later re-plan needs keys of its own
     keyring = new_keyring(campaign.campaign, every_id, os.urandom)
     secret = passphrase(run)
+    partial = run.keys / PARTIAL_KEYS
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
     for role in ROLES:
-        write_keyring(run.keys / f"{role}.keys", keyring.for_role(role), secret)
+        write_keyring(partial / f"{role}.keys", keyring.for_role(role), secret)
+    sync_folder(partial)
+    partial.rename(run.keys / NEW_KEYS)  # from here on the set is whole
+    _finish_making(run)
+
+
+def _finish_making(run: RunDir) -> None:
+    """Put a whole set of new key files into place; goes on where it was stopped."""
+    whole = run.keys / NEW_KEYS
+    if not whole.exists():
+        return
+    for path in sorted(whole.iterdir()):
+        path.rename(run.keys / path.name)
+    whole.rmdir()
+    sync_folder(run.keys)
+
+
+def _verified_stamp(run: RunDir, plan: MintPlan) -> Path:
+    return run.objects / plan.campaign / str(plan.scheme_number) / ".verified"
 
 
 def _verify(
     run: RunDir, campaign: Campaign | None, plan: MintPlan, keyring: Keyring, step: Step
 ) -> None:
-    stamp = run.objects / plan.campaign / str(plan.scheme_number) / ".verified"
+    stamp = _verified_stamp(run, plan)
     if stamp.exists():
         return
     name = f"verify {plan.scheme}"

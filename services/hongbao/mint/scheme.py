@@ -56,7 +56,7 @@ def mint_scheme(
     """
     check_plan(plan)
     keyring = _needed_keys(plan, keyring)
-    done = _finished_scheme(plan, keyring, root)
+    done = finished_scheme(plan, keyring.verify_key, root)
     if done is not None:
         progress(plan.packets, plan.packets)
         return done
@@ -81,13 +81,17 @@ def _needed_keys(plan: MintPlan, keyring: Keyring) -> Keyring:
     return needed.for_role("mint")
 
 
-def _finished_scheme(plan: MintPlan, keyring: Keyring, root: Path) -> Manifest | None:
+def finished_scheme(plan: MintPlan, verify_key: bytes, root: Path) -> Manifest | None:
+    """Return the manifest of a scheme that is minted, None before that.
+
+    Raises Rejected when another plan was minted under its number, Corrupt for a bad signature.
+    """
     name = manifests.manifest_name(plan.campaign, plan.scheme_number)
     if not (root / name).exists():
         return None
     signature = root / manifests.signature_name(plan.campaign, plan.scheme_number)
     manifest = manifests.parse_manifest(
-        (root / name).read_bytes(), signature.read_bytes(), keyring.verify_key
+        (root / name).read_bytes(), signature.read_bytes(), verify_key
     )
     layout = [(file.file, file.slot, file.ticket_shard, file.claims_shard) for file in plan.files]
     if manifest.batches != plan.batches or layout != [
