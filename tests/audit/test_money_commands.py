@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from hongbao.adapters import sql
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.lmdb import LmdbStore
+from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cipher.keyring import new_keyring, write_keyring
 from hongbao.cli import main
@@ -19,7 +20,7 @@ from hongbao.domain.campaign import Slot
 from hongbao.domain.claim import Claim
 from hongbao.domain.ids import SlotNumber
 from hongbao.domain.script import plan_campaign
-from hongbao.domain.timeline import Timeline
+from hongbao.domain.timeline import Closed, Timeline
 from hongbao.mint.scheme import mint_scheme
 from hongbao.settle.ports import TransferState
 from hongbao.settle.settler import Settler
@@ -73,6 +74,17 @@ class Night:
         await write_log(store, 0, blocks_of(self.claims))
         await store.close()
 
+    def change(self, work: Callable[[LmdbStore], Awaitable[None]]) -> None:
+        """Change what the run's store holds, as a process of the run would."""
+
+        async def open_and_work() -> None:
+            store = LmdbStore(self.run.store, monotonic_s=SystemClock().monotonic_s)
+            await store.start()
+            await work(store)
+            await store.close()
+
+        asyncio.run(open_and_work())
+
     def settle(self) -> None:
         engine = sql.open_engine(self.run.ledger_url)
         sql.prepare_schema(engine, self.campaign.campaign)
@@ -114,7 +126,7 @@ def test_money_goes_in_and_the_rest_comes_back_and_the_audit_proves_it(
     status, text = hongbao("fund", "pay-in", "--all", *run, "--json")
     assert status == 0
     assert [row["new"] for row in json.loads(text)["movements"]] == [False, False]
-    status, text = hongbao("fund", "refund", "--grace-s", "0", *run)
+    status, text = hongbao("fund", "refund", "--grace-s", "0", "--wait-s", "1", *run)
     assert status == 75
     assert "claims/0" in text
     night.settle()
@@ -156,6 +168,37 @@ def test_a_broken_equation_is_exit_3_and_shown_with_its_example(
     assert (status, "line 2" in text) == (2, True)
 
 
+def test_nothing_goes_back_before_every_living_redeem_process_has_closed(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    """As found: refunds, then an open that was acknowledged and could never be paid."""
+    night = Night(tmp_path)
+    night.settle()
+    key = f"campaigns/{night.campaign.campaign}/closed"
+    run = ("--run", str(night.run.path))
+    refund = ("fund", "refund", "--grace-s", "0", "--wait-s", "1", "--by", "wang", *run)
+    hongbao("fund", "pay-in", "--all", *run)
+
+    async def live(store: LmdbStore) -> None:
+        value = b'{"role": "redeem"}'
+        assert await store.acquire("member/redeem-a-0", "redeem-a-0", ttl_s=60, value=value)
+
+    async def obey(store: LmdbStore) -> None:
+        closed = await store.read(key)
+        assert Closed.from_json(closed.value).by == "wang"
+        ack = json.dumps({"revision": closed.revision}).encode()
+        await store.put(f"acks/{key}/redeem-a-0", ack)
+
+    night.change(live)
+    status, text = hongbao(*refund)
+    assert (status, "not yet effective on: redeem-a-0" in text) == (75, True)
+    engine = sql.open_engine(night.run.ledger_url)
+    assert {pool.refunded_fen for pool in SqlFund(engine).pools()} == {0}
+    engine.dispose()
+    night.change(obey)
+    assert hongbao(*refund)[0] == 0
+
+
 def test_refunds_are_too_early_before_the_campaign_is_over(
     tmp_path: Path, hongbao: Command
 ) -> None:
@@ -164,6 +207,11 @@ def test_refunds_are_too_early_before_the_campaign_is_over(
     status, text = hongbao("fund", "refund", "--run", str(night.run.path))
     assert status == 75
     assert "the campaign is over in" in text
+
+    async def still_open(store: LmdbStore) -> None:
+        assert not (await store.read(f"campaigns/{night.campaign.campaign}/closed")).value
+
+    night.change(still_open)
 
 
 def test_a_wrong_pay_in_is_exit_2_and_says_which_field(tmp_path: Path, hongbao: Command) -> None:

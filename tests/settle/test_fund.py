@@ -1,12 +1,17 @@
 """Proves sponsors' money: pay-ins once, refunds once, never more than nobody claimed."""
 
+import inspect
+
 import pytest
 import sqlalchemy as sa
+from hongbao.access.limits import AccessLimits
 from hongbao.adapters import sql
 from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
-from hongbao.domain.errors import Rejected
-from hongbao.settle.fund import Closing, FundMovement, Minted, Pool, plan_pay_in
+from hongbao.cli.fund import refund
+from hongbao.domain.errors import Rejected, Transient
+from hongbao.redeem.limits import RedeemLimits
+from hongbao.settle.fund import Backlog, FundMovement, Minted, Pool, check_over, plan_pay_in
 from hongbao.settle.ports import Posting, Quarantined, Transfer, TransferState
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,8 +114,20 @@ def test_a_refund_never_passes_the_balance_nor_what_nobody_claimed(
     assert Minted({1: minted}).refundable_fen(after) == 0
 
 
-def test_refunds_wait_for_the_end_for_settlement_and_for_the_sink() -> None:
-    ready = Closing(AT_MS, AT_MS - 5000, 5000, {0: 0, 1: 0}, 0)
-    assert ready.problems() == []
-    early = Closing(AT_MS, AT_MS - 4999, 5000, {0: 3, 1: 0}, 2)
-    assert len(early.problems()) == 3
+def test_refunds_wait_for_the_end_and_for_the_grace() -> None:
+    check_over(AT_MS, AT_MS - 5000, 5000)
+    with pytest.raises(Transient, match="over in 1 s") as caught:
+        check_over(AT_MS, AT_MS - 4999, 5000)
+    assert caught.value.retry_after_s == 1
+
+
+def test_refunds_wait_for_settlement_and_for_the_sink() -> None:
+    assert Backlog({0: 0, 1: 0}, 0).problems() == []
+    assert len(Backlog({0: 3, 1: 0}, 2).problems()) == 2
+
+
+def test_by_default_redeem_and_refunds_agree_on_the_users_time_to_open() -> None:
+    """As found: money went back after 120 s, packets could be opened for 600 s."""
+    grace_ms = inspect.signature(refund).parameters["grace_s"].default * 1000
+    assert grace_ms >= RedeemLimits().open_grace_ms
+    assert grace_ms >= AccessLimits().claim_ttl_s * 1000

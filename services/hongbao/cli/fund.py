@@ -5,7 +5,7 @@ Exit codes: 0 done (or done before), 2 refused, 75 too early: try again.
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,14 +18,19 @@ from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cli import money, stores
+from hongbao.cli.acks import wait_acked
 from hongbao.domain import money as yuan
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Rejected, Transient
-from hongbao.domain.timeline import Timeline
-from hongbao.settle.fund import Closing, FundMovement, Minted, Pool, plan_pay_in
+from hongbao.domain.ids import CampaignId
+from hongbao.domain.timeline import OPEN_GRACE_MS, Closed, Timeline
+from hongbao.settle.fund import Backlog, FundMovement, Minted, Pool, check_over, plan_pay_in
 from hongbao.settle.run import log_lag
+from hongbao.shards.ports import Coordination
 
-GRACE_S = 120.0
+WAIT_S = 10.0
+LOOK_AGAIN_S = 0.1
+CLOSER = "hongbao fund refund"
 
 Run = Annotated[Path, typer.Option(help="The folder of the run to talk to.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -72,22 +77,30 @@ def refund(
     run: Run = stores.DEFAULT_RUN,
     grace_s: Annotated[
         float,
-        typer.Option(min=0, help="Wait so long after the last slot: claim tokens live that long."),
-    ] = GRACE_S,
+        typer.Option(
+            min=0, help="The users' time to open, after the last slot: no refunds before."
+        ),
+    ] = OPEN_GRACE_MS / 1000,
+    wait_s: Annotated[
+        float, typer.Option(min=1, help="Wait so long for redeem processes, then for settlement.")
+    ] = WAIT_S,
+    by: Annotated[str, typer.Option(help="Who closes the campaign, kept with it.")] = CLOSER,
     as_json: AsJson = False,
 ) -> None:
     """Close the campaign and return to each sponsor what nobody claimed. Twice is as once.
 
-    Only after the last slot, when every claim is settled and paid. Claims that lie in
-    quarantine keep their money back. A claim that comes later is quarantined, never paid.
+    Only after the last slot and its grace. Closing is for good: it waits until every living
+    redeem process refuses to open, then until every claim is settled and paid. Claims that lie
+    in quarantine keep their money back.
 
     Examples:
 
         hongbao fund refund
 
-        hongbao fund refund --grace-s 0 --json     # the redeem processes are stopped already
+        hongbao fund refund --grace-s 0 --json     # users get no time after the last slot
     """
-    _show_movements([(one, True) for one in asyncio.run(refund_run(run, grace_s))], as_json)
+    movements = asyncio.run(refund_run(run, grace_s, wait_s, by))
+    _show_movements([(one, True) for one in movements], as_json)
 
 
 @app.command()
@@ -135,8 +148,14 @@ async def pay_in_run(
             engine.dispose()
 
 
-async def refund_run(run: Path, grace_s: float = GRACE_S) -> list[FundMovement]:
-    """Return what nobody claimed. Raises Transient saying why it is too early."""
+async def refund_run(
+    run: Path, grace_s: float, wait_s: float = WAIT_S, by: str = CLOSER
+) -> list[FundMovement]:
+    """Close the campaign and return what nobody claimed. Raises Transient while it must wait.
+
+    The order is what keeps money that goes back from being claimed: closed, obeyed by every
+    redeem process, settled to the end of the logs, then refunded.
+    """
     async with stores.open_stores(run) as opened:
         minted = await money.read_minted(opened)
         engine = await money.open_ledger(opened)
@@ -145,21 +164,45 @@ async def refund_run(run: Path, grace_s: float = GRACE_S) -> list[FundMovement]:
             key = f"campaigns/{opened.campaign.campaign}/timeline"
             timeline = Timeline.from_json((await opened.coordination.read(key)).value)
             now_ms = SystemClock().wall_ms()
-            closing = Closing(
-                now_ms=now_ms,
-                ends_at_ms=timeline.slots[-1].ends_at_ms,
-                grace_ms=int(grace_s * 1000),
-                lag_blocks={
+            check_over(now_ms, timeline.slots[-1].ends_at_ms, int(grace_s * 1000))
+            await close_campaign(
+                opened.coordination, opened.campaign.campaign, Closed(now_ms, by), wait_s
+            )
+
+            async def observe() -> Backlog:
+                lag_blocks = {
                     shard: await log_lag(opened.log_store, shard, ledger.position(shard))
                     for shard in minted.claims_shards
-                },
-                pending_transfers=fund.pending_transfers(),
-            )
-            if problems := closing.problems():
-                raise Transient("too early for refunds: " + "; ".join(problems))
+                }
+                return Backlog(lag_blocks, fund.pending_transfers())
+
+            await _wait_settled(observe, wait_s)
             return await asyncio.to_thread(fund.refund, Minted(minted.fen_by_sponsor()), now_ms)
         finally:
             engine.dispose()
+
+
+async def close_campaign(
+    coordination: Coordination, campaign: CampaignId, closed: Closed, wait_s: float
+) -> None:
+    """Write `campaigns/<c>/closed` once and wait until every living redeem process refuses opens.
+
+    Safe to repeat: the first document stays. Raises Transient when processes do not acknowledge.
+    """
+    key = f"campaigns/{campaign}/closed"
+    written = await coordination.compare_and_put(key, closed.to_json(), revision=0)
+    document = written or await coordination.read(key)
+    await wait_acked(coordination, key, "redeem", document.revision, wait_s)
+
+
+async def _wait_settled(observe: Callable[[], Awaitable[Backlog]], wait_s: float) -> None:
+    """Wait until settlement has caught up. Raises Transient saying what is missing."""
+    monotonic_s = SystemClock().monotonic_s
+    give_up_s = monotonic_s() + wait_s
+    while problems := (await observe()).problems():
+        if monotonic_s() > give_up_s:
+            raise Transient("closed, but too early for refunds: " + "; ".join(problems))
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def _read_pools(run: Path) -> tuple[Campaign, Sequence[Pool], Minted]:

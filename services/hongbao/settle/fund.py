@@ -2,13 +2,14 @@
 
 A sponsor's pool: paid in − credited − pending − held − refunded. What is left of it goes back
 once the campaign is over and every claim is settled, never more than what nobody claimed
-(R35, R36, R40).
+(R35, R36, R40). Closing comes first: no redeem process opens a packet any more, so the logs
+cannot grow behind what refunds were computed from.
 """
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from hongbao.domain.errors import Rejected
+from hongbao.domain.errors import Rejected, Transient
 
 REFERENCE_CHARS_MAX = 100
 
@@ -58,23 +59,27 @@ class Minted:
         return max(0, min(pool.balance_fen, self.unclaimed_fen(pool) - pool.refunded_fen))
 
 
-@dataclass(frozen=True)
-class Closing:
-    """Is what must be true before money goes back."""
+def check_over(now_ms: int, ends_at_ms: int, grace_ms: int) -> None:
+    """Raise Transient unless the last slot and the users' time to open after it are over."""
+    left_ms = ends_at_ms + grace_ms - now_ms
+    if left_ms > 0:
+        left_s = (left_ms + 999) // 1000
+        raise Transient(
+            f"too early for refunds: the campaign is over in {left_s} s, grace included",
+            retry_after_s=left_s,
+        )
 
-    now_ms: int
-    ends_at_ms: int  # of the last slot
-    grace_ms: int  # claim tokens may be opened so long after the last slot
+
+@dataclass(frozen=True)
+class Backlog:
+    """Is what settlement must have done, after closing, before money goes back."""
+
     lag_blocks: dict[int, int]  # per claims shard: durable blocks that are not settled
     pending_transfers: int
 
     def problems(self) -> list[str]:
         """Return every reason why refunds must wait."""
         found = []
-        over_at_ms = self.ends_at_ms + self.grace_ms
-        if self.now_ms < over_at_ms:
-            left_s = (over_at_ms - self.now_ms + 999) // 1000
-            found.append(f"the campaign is over in {left_s} s, grace included")
         for shard, blocks in sorted(self.lag_blocks.items()):
             if blocks:
                 found.append(f"claims/{shard}: {blocks} blocks are not settled yet")
