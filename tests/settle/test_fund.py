@@ -80,6 +80,9 @@ def test_refunds_keep_back_what_was_paid_promised_or_quarantined(engine: sa.Engi
     ledger.post(Posting(0, 0, 1, credited, AT_MS, [transfer(10, 1, 300)], [held, paid_later]))
     ledger.post(Posting(0, 1, 2, pending, AT_MS, [transfer(11, 1, 60)], []))
     assert fund.pending_transfers() == 1
+    with pytest.raises(Transient, match="60 fen are not paid out yet"):
+        fund.refund(MINTED, AT_MS)
+    ledger.credit(0, [transfer(11, 1, 60)], AT_MS)
     first = fund.refund(MINTED, AT_MS)
     assert [(one.sponsor, one.amount_fen) for one in first] == [(1, 600), (2, 500)]
     assert fund.refund(MINTED, AT_MS) == []
@@ -87,6 +90,31 @@ def test_refunds_keep_back_what_was_paid_promised_or_quarantined(engine: sa.Engi
     assert accounts(engine)[0, 0] == (1500, 1100)
     debits, credits = zip(*accounts(engine).values(), strict=True)
     assert sum(debits) == sum(credits)
+
+
+@pytest.mark.xdist_group("postgres")
+def test_a_payment_credited_while_refunds_are_computed_is_not_refunded(
+    postgres_engine: sa.Engine,
+) -> None:
+    """Sums of several statements at READ COMMITTED would miss it: no longer pending, not credited.
+
+    SQLite has one writer, so nothing can move meanwhile.
+    """
+    fund, one = SqlFund(postgres_engine), transfer(10, 1, 300)
+    fund.pay_in(pay_in(1, 1000, "r1"))
+    SqlLedger(postgres_engine).post(Posting(0, 0, 1, TransferState.PENDING, AT_MS, [one], []))
+    elsewhere = sql.open_engine(postgres_engine.url.render_as_string(hide_password=False))
+
+    def pay_meanwhile(*arguments: object) -> None:
+        if "FROM transfers" in str(arguments[2]):
+            SqlLedger(elsewhere).credit(0, [one], AT_MS)
+
+    sa.event.listen(postgres_engine, "after_cursor_execute", pay_meanwhile)
+    with pytest.raises(Transient):
+        fund.refund(MINTED, AT_MS)
+    sa.event.remove(postgres_engine, "after_cursor_execute", pay_meanwhile)
+    assert [one.amount_fen for one in fund.refund(MINTED, AT_MS)] == [700]
+    elsewhere.dispose()
 
 
 def test_a_refused_payment_is_kept_back_as_quarantine_not_as_pending(engine: sa.Engine) -> None:

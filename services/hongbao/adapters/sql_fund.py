@@ -1,12 +1,12 @@
 """Owns the SQL of sponsors' pay-ins and refunds; the rules are settle.fund's."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 import sqlalchemy as sa
 
 from hongbao.adapters import sql
-from hongbao.domain.errors import Rejected
+from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.fund import FundMovement, Minted, Pool
 from hongbao.settle.ports import AccountKind, TransferState
 
@@ -47,6 +47,7 @@ class SqlFund:
         """Close the ledger for claims and return to each sponsor what is refundable.
 
         Amounts are computed inside the transaction that closes: nothing can be posted between.
+        Raises Transient, and changes nothing, while transfers wait for the sink.
         """
         facts = sql.facts
         with sql.writing(self._engine) as connection:
@@ -55,6 +56,9 @@ class SqlFund:
                 .where(facts.c.fact == sql.CLOSED_AT)
                 .values(value=sa.case((facts.c.value == "", str(at_ms)), else_=facts.c.value))
             )
+            pools = read_pools(connection)
+            if pending_fen := sum(pool.pending_fen for pool in pools):
+                raise Transient(f"too early for refunds: {pending_fen} fen are not paid out yet")
             movements = [
                 FundMovement(
                     f"refund/{pool.sponsor}/{_refunds(connection, pool.sponsor) + 1}",
@@ -63,7 +67,7 @@ class SqlFund:
                     minted.refundable_fen(pool),
                     at_ms,
                 )
-                for pool in _pools(connection)
+                for pool in pools
                 if minted.refundable_fen(pool)
             ]
             if movements:
@@ -74,7 +78,7 @@ class SqlFund:
     def pools(self) -> list[Pool]:
         """Return the pool of every sponsor that the ledger knows, by sponsor."""
         with sql.reading(self._engine) as connection:
-            return _pools(connection)
+            return read_pools(connection)
 
     def pending_transfers(self) -> int:
         """Return how many transfers wait for the sink."""
@@ -100,26 +104,36 @@ def _refunds(connection: sa.Connection, sponsor: int) -> int:
     return int(connection.execute(query).scalar_one())
 
 
-def _pools(connection: sa.Connection) -> list[Pool]:
-    transfers, fundings = sql.transfers.c, sql.fundings.c
+def read_pools(connection: sa.Connection) -> list[Pool]:
+    """Return the pool of every sponsor, in one statement.
+
+    Several would see different moments at READ COMMITTED: a transfer that is credited between
+    two of them would count as neither credited nor pending, and its money would go back.
+    """
     sums: dict[int, dict[str, int]] = {}
-
-    def add(name: str, query: "sa.Select[int, int]") -> None:
-        for sponsor, fen in connection.execute(query):
-            sums.setdefault(sponsor, {})[name] = int(fen)
-
-    for name, kind in (("paid_in_fen", PAY_IN), ("refunded_fen", REFUND)):
-        of_kind = sa.select(fundings.sponsor, sa.func.sum(fundings.amount_fen))
-        add(name, of_kind.where(fundings.kind == kind).group_by(fundings.sponsor))
-    states = (("credited_fen", TransferState.CREDITED), ("pending_fen", TransferState.PENDING))
-    for name, state in states:
-        of_state = sa.select(transfers.sponsor, sa.func.sum(transfers.amount_fen))
-        add(name, of_state.where(transfers.state == int(state)).group_by(transfers.sponsor))
-    add("held_fen", _held())
+    for name, sponsor, fen in connection.execute(sa.union_all(*_parts())):
+        sums.setdefault(sponsor, {})[name] = int(fen)
     return [Pool(sponsor, **sums[sponsor]) for sponsor in sorted(sums) if sponsor]
 
 
-def _held() -> "sa.Select[int, int]":
+def _parts() -> "Iterator[sa.Select[str, int, int]]":
+    """Yield, for each column of a pool, its name and the sum of each sponsor."""
+    transfers, fundings = sql.transfers.c, sql.fundings.c
+    for name, kind in (("paid_in_fen", PAY_IN), ("refunded_fen", REFUND)):
+        of_kind = sa.select(_text(name), fundings.sponsor, sa.func.sum(fundings.amount_fen))
+        yield of_kind.where(fundings.kind == kind).group_by(fundings.sponsor)
+    states = (("credited_fen", TransferState.CREDITED), ("pending_fen", TransferState.PENDING))
+    for name, state in states:
+        of_state = sa.select(_text(name), transfers.sponsor, sa.func.sum(transfers.amount_fen))
+        yield of_state.where(transfers.state == int(state)).group_by(transfers.sponsor)
+    yield _held()
+
+
+def _text(name: str) -> "sa.Label[str]":
+    return sa.literal_column(f"'{name}'", sa.Text).label("name")
+
+
+def _held() -> "sa.Select[str, int, int]":
     """Sum, per sponsor, the packets in quarantine that have no living transfer, each once."""
     transfers, quarantine = sql.transfers.c, sql.quarantine.c
     alive = sa.exists().where(
@@ -131,4 +145,5 @@ def _held() -> "sa.Select[int, int]":
         .group_by(quarantine.sponsor, quarantine.serial)
         .subquery()
     )
-    return sa.select(packets.c.sponsor, sa.func.sum(packets.c.held_fen)).group_by(packets.c.sponsor)
+    held = sa.select(_text("held_fen"), packets.c.sponsor, sa.func.sum(packets.c.held_fen))
+    return held.group_by(packets.c.sponsor)

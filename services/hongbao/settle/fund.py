@@ -98,7 +98,10 @@ class FundLedger(Protocol):
         """
 
     def refund(self, minted: Minted, at_ms: int) -> list[FundMovement]:
-        """Close the ledger for claims and return to each sponsor what is refundable."""
+        """Close the ledger for claims and return to each sponsor what is refundable.
+
+        Raises Transient, and changes nothing, while transfers wait for the sink.
+        """
 
     def pools(self) -> list[Pool]:
         """Return the pool of every sponsor that the ledger knows, by sponsor."""
