@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 from hongbao.cli.campaign import app
 from hongbao.cli.campaign_input import load_campaign, require_campaign
-from hongbao.cli.run_dir import RunDir
+from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.errors import Rejected
+from hongbao.domain.script import plan_campaign
 from hongbao.domain.yaml_file import FILE_BYTES_MAX
 from typer.testing import CliRunner
 
 from tests.funding.files import CAMPAIGN, MAIN, small_files, swapped
+from tests.funding.minted_run import minted_run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "new-year"
 run = CliRunner().invoke
@@ -126,9 +128,14 @@ def test_an_edit_against_issued_money_exits_1(tmp_path: Path) -> None:
 @pytest.fixture
 def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose processes are down: commands open its embedded store themselves."""
-    path = tmp_path_factory.mktemp("run")
-    RunDir(path).write_specs(UpSettings(campaign=folder / "campaign.yaml"), [])
-    return path
+    run = RunDir(tmp_path_factory.mktemp("run"))
+    pods = [
+        ProcessSpec(f"access-{zone}-0", "access", zone, pod) for pod, zone in ((1, "a"), (2, "b"))
+    ]
+    settings = UpSettings(campaign=folder / "campaign.yaml", claims_shards=2, ticket_shards=2)
+    run.write_specs(settings, pods)
+    minted_run(run, plan_campaign(require_campaign(folder), ticket_shards=2, claims_shards=2))
+    return run.path
 
 
 def test_activate_switches_slots_in_the_store_of_the_run(folder: Path, run_dir: Path) -> None:

@@ -13,18 +13,22 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from hongbao.cli import campaign_show
-from hongbao.cli.activation import LEAD_MS, Activation, activate_scheme
-from hongbao.cli.campaign_input import load_campaign
+from hongbao.cipher.keyring import read_public_key
+from hongbao.cli import campaign_show, late_edit
+from hongbao.cli.activation import LEAD_MS, Activation, Deployment, activate_scheme, check_minted
+from hongbao.cli.campaign_input import load_campaign, read_files
+from hongbao.cli.process import read_manifests
+from hongbao.cli.run_dir import RunDir, access_pods
 from hongbao.domain.campaign import Campaign
+from hongbao.domain.campaign_file import read_campaign
 from hongbao.domain.errors import Corrupt
 from hongbao.domain.ids import SlotNumber
-from hongbao.domain.plan import MintPlan
 from hongbao.domain.plan_file import read_record, write_record
 from hongbao.domain.problem import Problem
 from hongbao.domain.script import PlanRecord, check_replan, plan_campaign, record_plans, replan
 
 EXIT_PROBLEMS = 1
+SHARDS = 6
 RUN_DIR = Path("out/run")
 
 app = typer.Typer(
@@ -43,6 +47,14 @@ CampaignFile = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, amounts in fen.")]
+TicketShards = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Files of a slot (none: 6, or as --after has them)."),
+]
+ClaimsShards = Annotated[
+    int | None,
+    typer.Option(min=1, max=1024, help="Shards of claims (none: 6, or as --after has them)."),
+]
 
 
 @app.command()
@@ -69,8 +81,8 @@ def check(file: CampaignFile, as_json: AsJson = False) -> None:
 @app.command()
 def plan(
     file: CampaignFile,
-    ticket_shards: Annotated[int, typer.Option(min=1, max=1024, help="Files of a slot.")] = 6,
-    claims_shards: Annotated[int, typer.Option(min=1, max=1024, help="Shards of claims.")] = 6,
+    ticket_shards: TicketShards = None,
+    claims_shards: ClaimsShards = None,
     out: Annotated[
         Path | None, typer.Option(help="Write the record of plans here: an edit starts from it.")
     ] = None,
@@ -103,7 +115,11 @@ def plan(
     if after is None:
         if issued or scheme:
             raise typer.BadParameter("--issued and --scheme need --after")
-        plans = plan_campaign(campaign, ticket_shards=ticket_shards, claims_shards=claims_shards)
+        plans = plan_campaign(
+            campaign,
+            ticket_shards=ticket_shards or SHARDS,
+            claims_shards=claims_shards or SHARDS,
+        )
         record = record_plans(campaign, plans)
     else:
         before = _read_record(after)
@@ -115,8 +131,8 @@ def plan(
             before,
             scheme=wanted,
             issued=served,
-            ticket_shards=ticket_shards,
-            claims_shards=claims_shards,
+            ticket_shards=ticket_shards or _most(before, "ticket_shard"),
+            claims_shards=claims_shards or _most(before, "claims_shard"),
         )
         plans = (new,)
         record = record_plans(campaign, (*before.plans, new))
@@ -151,25 +167,28 @@ def activate(
 ) -> None:
     """Switch slots that have not opened to another scheme, all at once or not at all.
 
-    Refused when a slot has opened, or when the active slots together would spend more than a
-    sponsor's deposit.
+    Refused when the scheme is not minted into the run's objects, when a slot has opened, or when
+    the active slots together would spend more than a sponsor's deposit.
+
+    With --plans, FILE is a late edit: its budget and slot times replace those that the run plays,
+    from now on and after a restart. Safe to repeat.
 
     Examples:
 
         hongbao campaign activate examples/new-year steady --slot 4 --slot 5
 
-        hongbao campaign activate edited/campaign.yaml 3 --plans out/plans-2.json --json
+        hongbao campaign activate edited/campaign.yaml 3 --plans out/plans-2.json --run out/run
     """
-    campaign = _load(file, as_json)
-    # totals and slots do not depend on how many shards there are
-    record = (
-        _read_record(plans)
-        if plans
-        else record_plans(campaign, plan_campaign(campaign, ticket_shards=1, claims_shards=1))
-    )
+    entry, files = read_files(file)
+    campaign, problems = read_campaign(files, entry=entry)
+    if campaign is None:
+        _fail(problems, as_json)
+    record = _read_record(plans) if plans else late_edit.played_record(RunDir(run), campaign)
     number = _find_number(record, scheme)
     slots = [SlotNumber(one) for one in slot or []]
-    done = asyncio.run(_activate(run, campaign, record.plans, number, slots, lead_s))
+    done = asyncio.run(_activate(run, campaign, record, number, slots, lead_s))
+    if plans and not done.problems:
+        late_edit.write_late_edit(RunDir(run), entry, files, record)
     if done.problems:
         _fail(done.problems, as_json)
     if as_json:
@@ -185,7 +204,7 @@ def activate(
 async def _activate(
     run: Path,
     campaign: Campaign,
-    plans: tuple[MintPlan, ...],
+    record: PlanRecord,
     number: int,
     slots: list[SlotNumber],
     lead_s: float,
@@ -194,14 +213,26 @@ async def _activate(
     from hongbao.cli import stores
 
     async with stores.open_stores(run) as opened:
+        late_edit.check_record(opened.run, opened.campaign, campaign, record)
+        verify_key = read_public_key(opened.run.keys / "access.keys")
+        try:
+            manifests = await read_manifests(opened.objects, campaign.campaign, verify_key)
+        except Corrupt as error:
+            return Activation({}, {}, 0, (Problem("", 0, "objects", str(error)),))
+        shards = opened.settings.claims_shards
+        if problems := check_minted(manifests, record.plans, number, shards):
+            return Activation({}, {}, 0, tuple(problems))
+        manifest = next(one for one in manifests if one.scheme_number == number)
+        pods = access_pods(opened.run.read_specs()[1])
         return await activate_scheme(
             opened.coordination,
             campaign,
-            plans,
+            record.plans,
             number,
             slots,
             wall_ms=SystemClock().wall_ms,
             lead_ms=int(lead_s * 1000),
+            deployment=Deployment(manifest, pods, opened.campaign.slots),
         )
 
 
@@ -230,6 +261,11 @@ def _find_number(record: PlanRecord, scheme: str) -> int:
         known = ", ".join(f"{one.scheme} ({one.scheme_number})" for one in record.plans)
         raise typer.BadParameter(f"no scheme {scheme!r}; there are {known}", param_hint="SCHEME")
     return max(numbers)
+
+
+def _most(record: PlanRecord, kind: str) -> int:
+    """Return how many shards of a kind these plans have."""
+    return 1 + max(int(getattr(file, kind)) for plan in record.plans for file in plan.files)
 
 
 def _parse_issued(issued: list[str]) -> dict[SlotNumber, int]:

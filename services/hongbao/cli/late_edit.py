@@ -17,7 +17,7 @@ from hongbao.domain.campaign import Campaign
 from hongbao.domain.campaign_file import read_campaign
 from hongbao.domain.errors import Corrupt, Rejected
 from hongbao.domain.plan_file import read_record, write_record
-from hongbao.domain.script import PlanRecord
+from hongbao.domain.script import PlanRecord, plan_campaign, record_plans
 
 NAME: Final = "late-edit.json"
 
@@ -70,8 +70,27 @@ def write_late_edit(
     os.replace(partial, run.path / NAME)
 
 
-def check_successor(edit: LateEdit | None, record: PlanRecord) -> None:
-    """Raise Rejected unless a record goes on where the run's own record ends."""
+def played_record(run: RunDir, campaign: Campaign) -> PlanRecord:
+    """Return the plans that a run knows without being told. Raises Rejected for another edit."""
+    edit = read_late_edit(run)
+    if edit is None:  # totals and slots do not depend on how many shards there are
+        return record_plans(campaign, plan_campaign(campaign, ticket_shards=1, claims_shards=1))
+    if edit.campaign != campaign:
+        raise Rejected("the run plays an edited campaign: name that one", field="FILE")
+    return edit.record
+
+
+def check_record(run: RunDir, played: Campaign, campaign: Campaign, record: PlanRecord) -> None:
+    """Raise Rejected unless a record of plans is the campaign's and goes on behind the run's."""
+    if {played.campaign, record.campaign} != {campaign.campaign}:
+        raise Rejected(
+            f"the run plays {played.campaign}, FILE is {campaign.campaign}, "
+            f"the plans are of {record.campaign}",
+            field="campaign",
+        )
+    if record.sponsors != tuple(one.sponsor for one in campaign.sponsors):
+        raise Rejected("the plans are of other sponsors than FILE", field="plans")
+    edit = read_late_edit(run)
     for plan in edit.record.plans if edit else ():
         if record.find_plan(plan.scheme_number) != plan:
             raise Rejected(
