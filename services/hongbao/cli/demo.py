@@ -26,7 +26,7 @@ from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.report import write_report
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
 from hongbao.cli.settings import UpSettings, read_settings
-from hongbao.cli.up import progress_step, rehearsed_timeline, tell_embedding
+from hongbao.cli.up import progress_step, refuse_to_pay, rehearsed_timeline, tell_embedding
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.money import format_yuan
 from hongbao.transport.launch import find_embedding
@@ -59,6 +59,7 @@ def demo(
         hongbao demo --seconds 120 --rate 3000
     """
     chosen = read_settings(settings)
+    refuse_to_pay(chosen)
     with RunDir(chosen.run_dir).supervised():
         line = _play(chosen, seconds=seconds, rate=rate, users=users, seed=seed)
         page.parent.mkdir(parents=True, exist_ok=True)

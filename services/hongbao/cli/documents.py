@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from hongbao.domain.assignment import AccessPod, Assignment, fail_over, plan_assignment
-from hongbao.domain.errors import Transient
+from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.plan import MintPlan
 from hongbao.domain.timeline import Timeline
 from hongbao.shards.ports import Coordination
@@ -29,24 +29,65 @@ async def deploy_documents(
     plans: Iterable[MintPlan],
     pods: Sequence[AccessPod],
     *,
-    replace_timeline: bool,
+    rehearsal: bool,
+    now_ms: int,
 ) -> None:
-    """Write timeline, active scheme, assignment and keys where absent (safe to repeat).
+    """Bring the timeline into force; write active scheme, assignment and keys where absent.
 
-    `replace_timeline`: the timeline is a new one that must hold, as for a rehearsal.
+    Safe to repeat. Raises Rejected when a slot that has opened would get other times.
     """
+    await _deploy_timeline(coordination, campaign, timeline, rehearsal, now_ms)
     files = [(file.file, file.slot, file.ticket_shard) for plan in plans for file in plan.files]
     active = {str(slot.slot): active_scheme_number for slot in timeline.slots}
     documents = {
-        "timeline": timeline.to_json(),
         "active": json.dumps(active, sort_keys=True).encode(),
         "assignment": plan_assignment(files, pods).to_json(),
         "keys": json.dumps({"allow": None, "deny": []}).encode(),
     }
-    if replace_timeline:
-        await coordination.put(f"campaigns/{campaign}/timeline", timeline.to_json())
     for name, value in documents.items():
         await coordination.compare_and_put(f"campaigns/{campaign}/{name}", value, revision=0)
+
+
+async def _deploy_timeline(
+    coordination: Coordination, campaign: str, timeline: Timeline, rehearsal: bool, now_ms: int
+) -> None:
+    key = f"campaigns/{campaign}/timeline"
+    stored = await coordination.read(key)
+    document = plan_timeline(stored.value, timeline, rehearsal=rehearsal, now_ms=now_ms)
+    if document is None:
+        return
+    if await coordination.compare_and_put(key, document, revision=stored.revision) is None:
+        raise Transient(f"{key} changed meanwhile: is another supervisor running?")
+    log.info("timeline_deployed", campaign=campaign, rehearsal=rehearsal)
+
+
+def plan_timeline(
+    stored: bytes, timeline: Timeline, *, rehearsal: bool, now_ms: int
+) -> bytes | None:
+    """Return the document that puts a timeline in force, None where it is. Raises Rejected.
+
+    What has opened keeps its times (R3, R37): packets were issued by them. A rehearsal may follow
+    another one; a campaign's own evening never follows a rehearsal that has spent its packets.
+    """
+    wanted = json.loads(timeline.to_json()) | ({"rehearsal": True} if rehearsal else {})
+    document = json.dumps(wanted, sort_keys=True, ensure_ascii=False).encode()
+    if not stored or stored == document:
+        return None if stored else document
+    old, was_rehearsal = Timeline.from_json(stored), json.loads(stored).get("rehearsal", False)
+    begun = sorted(old.opened(now_ms, lead_ms=LEAD_MS))
+    if not begun or (rehearsal and was_rehearsal):
+        return document
+    if rehearsal or was_rehearsal:
+        what = "a rehearsal" if was_rehearsal else "the campaign itself"
+        raise Rejected(
+            f"slot {begun[0]} has opened here in {what} already: take another run_dir",
+            field="run_dir",
+        )
+    new = {slot.slot: slot for slot in timeline.slots}
+    for slot in old.slots:
+        if slot.slot in begun and new.get(slot.slot) != slot:
+            raise Rejected(f"slot {slot.slot} has opened: it keeps its times", field="slots")
+    return document
 
 
 async def keep_placement(
@@ -61,6 +102,8 @@ async def keep_placement(
             await move_files(coordination, campaign, pods, wall_ms())
         except Transient as error:
             log.warning("placement_unknown", error=str(error))
+        except Exception:
+            log.exception("placement_failed")
         await asyncio.sleep(PLACEMENT_PAUSE_S)
 
 

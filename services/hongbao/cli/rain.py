@@ -120,7 +120,8 @@ async def rain(
             prepared.active_scheme_number,
             prepared.plans,
             pods,
-            replace_timeline=timeline.slots != campaign.slots,
+            rehearsal=timeline.slots != campaign.slots,
+            now_ms=clock.wall_ms(),
         )
         await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
         await supervisor.start(up.of(role="access"))

@@ -18,6 +18,7 @@ from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.domain.campaign import Campaign
+from hongbao.domain.errors import Rejected
 from hongbao.domain.timeline import Timeline
 from hongbao.transport.launch import Embedding, find_embedding
 
@@ -51,6 +52,8 @@ def up(
         hongbao up examples/up.yaml --rehearsal 60
     """
     chosen = read_settings(settings)
+    if rehearsal:
+        refuse_to_pay(chosen)
     tell_embedding(find_embedding())
     with RunDir(chosen.run_dir).supervised():
         with Progress(
@@ -86,6 +89,12 @@ def progress_step(bars: Progress) -> Step:
         bars.update(task, completed=done, rate=f"{rate / 1e6:.1f}M packets/s")  # type: ignore[arg-type]
 
     return step
+
+
+def refuse_to_pay(settings: UpSettings) -> None:
+    """Raise Rejected where a rehearsal would pay real money."""
+    if settings.webhook_url is not None:
+        raise Rejected("a rehearsal never pays outside: leave it out", field="webhook_url")
 
 
 def rehearsed_timeline(campaign: Campaign, rehearsal_s: float, start_in_s: float) -> Timeline:
