@@ -159,7 +159,7 @@ async def test_placement_is_kept_after_an_unforeseen_error() -> None:
     await members(store, PODS[0])
     keeping = asyncio.create_task(keep_placement(store, PLAN.campaign, PODS, lambda: 0))
     async with asyncio.timeout(5):
-        async for fact in store.watch(f"{KEY}/assignment"):
+        async for fact in store.watch(f"{KEY}/assignment", after_revision=0):
             files = Assignment.from_json(fact.value).files.values()
             if {place.serving for place in files} == {1}:
                 break

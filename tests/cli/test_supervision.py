@@ -10,15 +10,22 @@ from pathlib import Path
 import pytest
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.supervisor import Supervisor
+from hongbao.domain.errors import Transient
 
 SPEC = ProcessSpec("sleeper-a-0", "sleeper", "a")
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path) -> Supervisor:
-    """Supervise `sleep` in place of a role: the command is the only thing exchanged."""
+    return sleepers(tmp_path)
+
+
+def sleepers(folder: Path, failures: list[Exception] | None = None) -> Supervisor:
+    """Supervise `sleep` in place of a role; the first starts may fail before it."""
 
     async def environ(_spec: ProcessSpec) -> Mapping[str, str]:
+        if failures:
+            raise failures.pop()
         return {}
 
     async def yes(_spec: ProcessSpec) -> bool:
@@ -29,7 +36,7 @@ def supervisor(tmp_path: Path) -> Supervisor:
 
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     return Supervisor(
-        RunDir(tmp_path),
+        RunDir(folder),
         environ=environ,
         ready=yes,
         drain=nothing,
@@ -73,3 +80,23 @@ async def test_a_drained_process_is_gone_and_does_not_come_back(supervisor: Supe
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert supervisor.deaths == []
+
+
+async def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """A store that is away while an epoch is raised, a full disk: the keeper outlives both."""
+    supervisor = sleepers(tmp_path, [Transient("no store"), OSError(28, "no space left")])
+    await supervisor.start([SPEC])
+    assert supervisor.pid(SPEC.process) is not None
+    assert supervisor.deaths == []  # nothing lived yet
+    await supervisor.drain([SPEC])
+
+
+async def test_draining_one_process_leaves_the_others_supervised(supervisor: Supervisor) -> None:
+    other = ProcessSpec("sleeper-b-0", "sleeper", "b")
+    await supervisor.start([SPEC, other])
+    await supervisor.drain([SPEC])
+    first = supervisor.pid(other.process)
+    supervisor.kill(other.process)
+    await until(lambda: supervisor.pid(other.process) not in (None, first))
+    assert supervisor.deaths == [(other.process, -9)]
+    await supervisor.drain([other])

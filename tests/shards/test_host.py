@@ -126,6 +126,12 @@ async def test_hosts_share_the_shards_and_survive_one_another(cluster: Cluster) 
     await until(lambda: cluster.owned() == {"b": 4})
 
 
+async def test_a_host_outlives_a_member_document_that_it_cannot_read(cluster: Cluster) -> None:
+    await cluster.store.acquire("member/odd", "odd", ttl_s=0.2, value=b"{")
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+
+
 async def test_a_dead_hosts_shards_move_when_its_leases_run_out(cluster: Cluster) -> None:
     cluster.start("a")
     cluster.start("b")

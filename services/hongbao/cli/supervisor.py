@@ -52,7 +52,6 @@ class Supervisor:
         self._children: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._held: set[str] = set()
-        self._stopping = False
         self.deaths: list[tuple[str, int]] = []  # (process, exit status) that nobody asked for
 
     def pid(self, process: str) -> int | None:
@@ -92,7 +91,6 @@ class Supervisor:
 
     async def drain(self, specs: Sequence[ProcessSpec]) -> None:
         """Stop processes gracefully: drain, then SIGTERM, then SIGKILL when that took too long."""
-        self._stopping = True
         await asyncio.gather(*(self._drain_one(spec) for spec in specs))
 
     async def _drain_one(self, spec: ProcessSpec) -> None:
@@ -118,16 +116,25 @@ class Supervisor:
         deaths = 0
         while spec.process not in self._held:
             started_s = self._monotonic_s()
-            child = await self._spawn(spec)
-            status = await child.wait()
-            if spec.process in self._held or self._stopping:
+            status = await self._live_once(spec)
+            if spec.process in self._held:
                 return
-            self.deaths.append((spec.process, status))
+            if status is not None:
+                self.deaths.append((spec.process, status))
             lived_well = self._monotonic_s() - started_s > LIVED_WELL_S
             deaths = 0 if lived_well else deaths + 1
             pause_s = RESTART_PAUSE_S[min(deaths, len(RESTART_PAUSE_S) - 1)]
             log.warning("process_died", process=spec.process, status=status, restart_in_s=pause_s)
             await asyncio.sleep(pause_s)
+
+    async def _live_once(self, spec: ProcessSpec) -> int | None:
+        """Start a process and return its exit status; None when it could not be started."""
+        try:
+            child = await self._spawn(spec)
+        except Exception:  # a full disk, no store, no memory: the next try may succeed
+            log.exception("process_not_started", process=spec.process)
+            return None
+        return await child.wait()
 
     async def _spawn(self, spec: ProcessSpec) -> asyncio.subprocess.Process:
         self._run.logs.mkdir(parents=True, exist_ok=True)

@@ -128,6 +128,8 @@ class ShardHost:
                 await self._tick()
             except Transient as error:
                 log.info("shard_host_waits", process=self._member.process, reason=str(error))
+            except Exception:  # one odd document must not leave the other shards to nobody
+                log.exception("shard_host_failed", process=self._member.process)
             await asyncio.sleep(self._limits.tick_s)
 
     async def stop(self) -> None:
