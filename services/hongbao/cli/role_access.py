@@ -3,8 +3,11 @@
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Final, Protocol
+
+import structlog
 
 from hongbao.access.limits import AccessLimits
 from hongbao.access.pod import AccessPod, PodIdentity, PodKeys, PodStores
@@ -14,6 +17,12 @@ from hongbao.cli.process import Process, keep_member
 from hongbao.cli.rain import BINDING_KEY_VARIABLE, POD_EPOCH_VARIABLE
 from hongbao.cli.serving import StartedRole
 from hongbao.domain.errors import Rejected
+
+EXIT_SUPERSEDED: Final = 76
+SUPERSEDED_LOOK_S: Final = 0.5
+SUPERSEDED_DRAIN_S_MAX: Final = 3.0
+
+log = structlog.get_logger()
 
 
 async def start_access(process: Process, store: StoreClient) -> StartedRole:
@@ -30,8 +39,10 @@ async def start_access(process: Process, store: StoreClient) -> StartedRole:
     )
     member = asyncio.create_task(keep_member(process, store))
     await pod.start()
+    leaving = asyncio.create_task(leave_when_superseded(pod, os._exit))
 
     async def drain() -> None:
+        leaving.cancel()
         member.cancel()
         await pod.drain()
 
@@ -49,6 +60,32 @@ async def start_access(process: Process, store: StoreClient) -> StartedRole:
         }
 
     return StartedRole(pod.methods, drain, counters)
+
+
+class Supersedable(Protocol):
+    """Is a pod as far as its end is concerned."""
+
+    @property
+    def superseded(self) -> bool: ...
+
+    async def drain(self) -> None: ...
+
+
+async def leave_when_superseded(pod: Supersedable, end: Callable[[int], object]) -> None:
+    """End the process once a later start of its pod is known, so that it is started anew.
+
+    A superseded pod issues nothing for ever: as a living process nobody would replace it. `end`
+    is `os._exit`, because inside Envoy no exception ends the process.
+    """
+    while not pod.superseded:  # noqa: ASYNC110  (the pod learns it from a watch, not an event)
+        await asyncio.sleep(SUPERSEDED_LOOK_S)
+    log.error("pod_superseded", exit_status=EXIT_SUPERSEDED)
+    try:
+        async with asyncio.timeout(SUPERSEDED_DRAIN_S_MAX):
+            await pod.drain()  # what it reserved is left to no one
+    except Exception:
+        log.exception("superseded_pod_not_drained")
+    end(EXIT_SUPERSEDED)
 
 
 def _pod_keys(process: Process) -> PodKeys:
