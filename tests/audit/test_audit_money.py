@@ -51,6 +51,25 @@ async def test_every_packet_opened_leaves_nothing_unclaimed(run: Run) -> None:
     assert line["unclaimed_fen"] == 0
 
 
+async def test_a_deposit_that_no_packet_used_goes_back_beside_the_refunds(run: Run) -> None:
+    """R40: and the audit tells both apart."""
+    await run.play()
+    run.pay(1, 77, "more")
+    run.refund()
+    report = await run.audit()
+    assert report.line["equations"] == "hold"
+    assert report.line["refunded_fen"] == report.line["unclaimed_fen"]
+    assert [row["surplus_fen"] for row in report.tables.sponsors] == [77, 0]
+
+
+async def test_a_surplus_beyond_what_was_not_minted_breaks_the_audit(run: Run) -> None:
+    await run.play()
+    run.execute("INSERT INTO fundings VALUES ('surplus/1/1', 'surplus', 1, 5, 1)")
+    run.execute("UPDATE accounts SET debited_fen = debited_fen + 5 WHERE kind = 1 AND owner = 1")
+    run.execute("UPDATE accounts SET credited_fen = credited_fen + 5 WHERE kind = 0")
+    assert (await run.audit()).line["equations"] == ["surplus_within_paid_in"]
+
+
 async def test_a_closed_campaign_refunded_all_that_nobody_claimed(run: Run) -> None:
     """R36: refunded = unclaimed once the campaign is closed."""
     await run.play()

@@ -122,6 +122,8 @@ def test_money_goes_in_and_the_rest_comes_back_and_the_audit_proves_it(
 ) -> None:
     night = Night(tmp_path)
     run = ("--run", str(night.run.path))
+    pools = json.loads(hongbao("fund", "status", *run, "--json")[1])["pools"]
+    assert [row["missing_fen"] for row in pools] == [row["deposit_fen"] for row in pools]
     assert hongbao("fund", "pay-in", "--all", *run)[0] == 0
     status, text = hongbao("fund", "pay-in", "--all", *run, "--json")
     assert status == 0
@@ -226,6 +228,9 @@ def test_a_wrong_pay_in_is_exit_2_and_says_which_field(tmp_path: Path, hongbao: 
         status, text = hongbao("fund", "pay-in", *words, *run)
         assert (status, text.startswith(f"error: {field}:")) == (2, True), text
     assert hongbao("fund", "pay-in", "dairy", *run)[0] == 2
+    assert hongbao("fund", "pay-in", "--all", *run)[0] == 0
+    status, text = hongbao("fund", "pay-in", "dairy", "0.01", "--reference", "again", *run)
+    assert (status, text.startswith("error: amount: sponsor")) == (2, True), text
 
 
 def test_a_folder_without_a_run_is_exit_2(tmp_path: Path, hongbao: Command) -> None:

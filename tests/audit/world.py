@@ -84,7 +84,12 @@ class Run:
     def pay_in(self) -> None:
         deposits = deposits_of(self.minted)
         for sponsor, fen in deposits.items():
-            SqlFund(self.engine).pay_in(plan_pay_in(f"r{sponsor}", sponsor, fen, deposits, 1))
+            self.pay(sponsor, fen, f"r{sponsor}")
+
+    def pay(self, sponsor: int, fen: int, reference: str) -> None:
+        """Record a pay-in of any size, as a campaign with larger deposits would."""
+        movement = plan_pay_in(reference, sponsor, fen, {sponsor: fen}, 1)
+        assert SqlFund(self.engine).pay_in(movement, 1 << 50)
 
     async def log_and_settle(
         self,

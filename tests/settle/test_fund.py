@@ -11,12 +11,21 @@ from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cli.fund import refund
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.redeem.limits import RedeemLimits
-from hongbao.settle.fund import Backlog, FundMovement, Minted, Pool, check_over, plan_pay_in
+from hongbao.settle.fund import (
+    Backlog,
+    FundMovement,
+    Minted,
+    Pool,
+    check_over,
+    plan_pay_in,
+    plan_returns,
+)
 from hongbao.settle.ports import Posting, Quarantined, Transfer, TransferState
 from hypothesis import given
 from hypothesis import strategies as st
 
 AT_MS = 1_700_000_000_000
+DEPOSIT_FEN = 2000
 MINTED = Minted({1: 1000, 2: 500})
 
 
@@ -36,9 +45,9 @@ def accounts(engine: sa.Engine) -> dict[tuple[int, int], tuple[int, int]]:
 
 def test_a_pay_in_counts_once_by_its_reference(engine: sa.Engine) -> None:
     fund = SqlFund(engine)
-    assert fund.pay_in(pay_in(1, 1000, "r1"))
-    assert not fund.pay_in(pay_in(1, 1000, "r1"))
-    assert fund.pay_in(pay_in(1, 50, "r2"))
+    assert fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
+    assert not fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
+    assert fund.pay_in(pay_in(1, 50, "r2"), DEPOSIT_FEN)
     assert fund.pools() == [Pool(1, paid_in_fen=1050)]
     assert accounts(engine) == {(0, 0): (1050, 0), (1, 1): (0, 1050)}
 
@@ -46,9 +55,9 @@ def test_a_pay_in_counts_once_by_its_reference(engine: sa.Engine) -> None:
 @pytest.mark.parametrize("other", [pay_in(1, 999, "r1"), pay_in(2, 1000, "r1")])
 def test_a_reference_of_another_movement_is_refused(engine: sa.Engine, other: FundMovement) -> None:
     fund = SqlFund(engine)
-    fund.pay_in(pay_in(1, 1000, "r1"))
+    fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
     with pytest.raises(Rejected, match="r1"):
-        fund.pay_in(other)
+        fund.pay_in(other, DEPOSIT_FEN)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +67,7 @@ def test_a_reference_of_another_movement_is_refused(engine: sa.Engine, other: Fu
         ("a\n", 1, 5, "reference"),
         ("x" * 101, 1, 5, "reference"),
         ("refund/1/1", 1, 5, "reference"),
+        ("surplus/1/1", 1, 5, "reference"),
         ("r", 3, 5, "sponsor"),
         ("r", 1, 0, "amount"),
         ("r", 1, -5, "amount"),
@@ -69,11 +79,37 @@ def test_a_wrong_pay_in_names_the_field(reference: str, sponsor: int, fen: int, 
     assert caught.value.field == field
 
 
+def test_a_deposit_cannot_be_paid_in_twice_under_two_references(engine: sa.Engine) -> None:
+    """As found: the second one stayed in the pool for ever."""
+    fund = SqlFund(engine)
+    assert fund.pay_in(pay_in(1, 600, "bank-1"), 1000)
+    with pytest.raises(Rejected, match=r"has paid in 6.00 of 10.00 yuan: 4.01 are too much"):
+        fund.pay_in(pay_in(1, 401, "bank-2"), 1000)
+    assert fund.pay_in(pay_in(1, 400, "bank-2"), 1000)
+    assert not fund.pay_in(pay_in(1, 400, "bank-2"), 1000)
+    assert fund.pools() == [Pool(1, paid_in_fen=1000)]
+    assert accounts(engine) == {(0, 0): (1000, 0), (1, 1): (0, 1000)}
+
+
+def test_what_no_packet_was_minted_for_goes_back_as_surplus(engine: sa.Engine) -> None:
+    """R40: a deposit that the active mix of schemes does not use whole is not stuck."""
+    fund, ledger = SqlFund(engine), SqlLedger(engine)
+    fund.pay_in(pay_in(1, 1500, "r1"), 1500)
+    fund.pay_in(pay_in(3, 70, "r3"), 70)
+    ledger.post(Posting(0, 0, 1, TransferState.CREDITED, AT_MS, [transfer(10, 1, 300)], []))
+    returned = [(one.reference, one.amount_fen) for one in fund.refund(MINTED, AT_MS)]
+    assert returned == [("refund/1/1", 700), ("surplus/1/1", 500), ("surplus/3/1", 70)]
+    assert fund.refund(MINTED, AT_MS) == []
+    assert [pool.balance_fen for pool in fund.pools()] == [0, 0]
+    assert accounts(engine)[0, 0] == (1570, 1270)
+    assert accounts(engine)[1, 1] == (1500, 1500)
+
+
 def test_refunds_keep_back_what_was_paid_promised_or_quarantined(engine: sa.Engine) -> None:
     """R36: deposit − credited − pending − quarantined; twice changes nothing."""
     fund, ledger = SqlFund(engine), SqlLedger(engine)
-    fund.pay_in(pay_in(1, 1000, "r1"))
-    fund.pay_in(pay_in(2, 500, "r2"))
+    fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
+    fund.pay_in(pay_in(2, 500, "r2"), DEPOSIT_FEN)
     credited, pending = TransferState.CREDITED, TransferState.PENDING
     held = Quarantined(0, 0, 0, 30, 7, 1, 90, 40, "amount_differs", "{}")
     paid_later = held._replace(entry=1, serial=10, held_fen=300)
@@ -101,7 +137,7 @@ def test_a_payment_credited_while_refunds_are_computed_is_not_refunded(
     SQLite has one writer, so nothing can move meanwhile.
     """
     fund, one = SqlFund(postgres_engine), transfer(10, 1, 300)
-    fund.pay_in(pay_in(1, 1000, "r1"))
+    fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
     SqlLedger(postgres_engine).post(Posting(0, 0, 1, TransferState.PENDING, AT_MS, [one], []))
     elsewhere = sql.open_engine(postgres_engine.url.render_as_string(hide_password=False))
 
@@ -119,7 +155,7 @@ def test_a_payment_credited_while_refunds_are_computed_is_not_refunded(
 
 def test_a_refused_payment_is_kept_back_as_quarantine_not_as_pending(engine: sa.Engine) -> None:
     fund, ledger, one = SqlFund(engine), SqlLedger(engine), transfer(10, 1, 300)
-    fund.pay_in(pay_in(1, 1000, "r1"))
+    fund.pay_in(pay_in(1, 1000, "r1"), DEPOSIT_FEN)
     ledger.post(Posting(0, 0, 1, TransferState.PENDING, AT_MS, [one], []))
     ledger.refuse(one, Quarantined(0, 10, -1, 10, 7, 1, 300, 300, "sink_refused", "{}"), AT_MS)
     assert fund.pools() == [Pool(1, paid_in_fen=1000, held_fen=300)]
@@ -138,8 +174,10 @@ def test_a_refund_never_passes_the_balance_nor_what_nobody_claimed(
     fen = Minted({1: minted}).refundable_fen(pool)
     assert 0 <= fen <= max(0, pool.balance_fen)
     assert fen <= max(0, minted - credited - pending - held)
-    after = Pool(1, paid_in, credited, pending, held, refunded_fen=fen)
-    assert Minted({1: minted}).refundable_fen(after) == 0
+    surplus = Minted({1: minted}).surplus_fen(pool)
+    assert fen + surplus == max(0, pool.balance_fen)
+    after = Pool(1, paid_in, credited, pending, held, fen, surplus)
+    assert plan_returns([after], Minted({1: minted})) == []
 
 
 def test_refunds_wait_for_the_end_and_for_the_grace() -> None:

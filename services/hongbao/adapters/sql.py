@@ -94,7 +94,7 @@ fundings = sa.Table(  # pay-ins and refunds of sponsors, each once by its refere
     "fundings",
     metadata,
     _column("reference", sa.Text, key=True),
-    _column("kind", sa.Text),  # pay-in | refund
+    _column("kind", sa.Text),  # pay-in | refund | surplus
     _column("sponsor", sa.Integer),
     _column("amount_fen"),
     _column("at_ms"),
@@ -205,6 +205,12 @@ def read_fact(connection: sa.Connection, fact: str) -> str | None:
     query = sa.select(facts.c.value).where(facts.c.fact == fact).with_for_update(read=True)
     value: str | None = connection.execute(query).scalar()
     return value
+
+
+def lock_fact(connection: sa.Connection, fact: str) -> str:
+    """Return a fact; nobody else can read it under `read_fact` or lock it until the end."""
+    query = sa.select(facts.c.value).where(facts.c.fact == fact).with_for_update()
+    return str(connection.execute(query).scalar_one())
 
 
 def add_to_accounts(

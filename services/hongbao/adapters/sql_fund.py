@@ -1,5 +1,6 @@
 """Owns the SQL of sponsors' pay-ins and refunds; the rules are settle.fund's."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
@@ -7,11 +8,19 @@ import sqlalchemy as sa
 
 from hongbao.adapters import sql
 from hongbao.domain.errors import Rejected, Transient
-from hongbao.settle.fund import FundMovement, Minted, Pool
+from hongbao.settle.fund import (
+    PAY_IN,
+    REFUND,
+    SURPLUS,
+    FundMovement,
+    Minted,
+    Pool,
+    check_deposit,
+    plan_returns,
+)
 from hongbao.settle.ports import AccountKind, TransferState
 
-PAY_IN = "pay-in"
-REFUND = "refund"
+KINDS = (("paid_in_fen", PAY_IN), ("refunded_fen", REFUND), ("surplus_fen", SURPLUS))
 
 
 class SqlFund:
@@ -21,15 +30,20 @@ class SqlFund:
         """Take an engine of `sql.open_engine` whose schema is prepared."""
         self._engine = engine
 
-    def pay_in(self, movement: FundMovement) -> bool:
+    def pay_in(self, movement: FundMovement, deposit_fen: int) -> bool:
         """Record a pay-in; False when this very one is there already.
 
-        Raises Rejected when the reference names another movement.
+        Raises Rejected when the reference names another movement, or when the pool would hold
+        more than the sponsor's deposit.
         """
         with sql.writing(self._engine) as connection:
+            sql.lock_fact(connection, sql.CLOSED_AT)  # or two at once would both fit
             statement = sql.insert(connection, sql.fundings).on_conflict_do_nothing()
             statement = statement.returning(sql.fundings.c.reference)
+            pools = {pool.sponsor: pool for pool in read_pools(connection)}
             if connection.execute(statement, asdict(movement)).one_or_none():
+                pool = pools.get(movement.sponsor, Pool(movement.sponsor))
+                check_deposit(pool, movement, deposit_fen)
                 _book(connection, [movement])
                 return True
             known = sa.select(sql.fundings).where(sql.fundings.c.reference == movement.reference)
@@ -44,7 +58,7 @@ class SqlFund:
         return False
 
     def refund(self, minted: Minted, at_ms: int) -> list[FundMovement]:
-        """Close the ledger for claims and return to each sponsor what is refundable.
+        """Close the ledger for claims and return to each sponsor all that is left of its pool.
 
         Amounts are computed inside the transaction that closes: nothing can be posted between.
         Raises Transient, and changes nothing, while transfers wait for the sink.
@@ -60,15 +74,8 @@ class SqlFund:
             if pending_fen := sum(pool.pending_fen for pool in pools):
                 raise Transient(f"too early for refunds: {pending_fen} fen are not paid out yet")
             movements = [
-                FundMovement(
-                    f"refund/{pool.sponsor}/{_refunds(connection, pool.sponsor) + 1}",
-                    REFUND,
-                    pool.sponsor,
-                    minted.refundable_fen(pool),
-                    at_ms,
-                )
-                for pool in pools
-                if minted.refundable_fen(pool)
+                FundMovement(_next_reference(connection, kind, sponsor), kind, sponsor, fen, at_ms)
+                for kind, sponsor, fen in plan_returns(pools, minted)
             ]
             if movements:
                 connection.execute(sa.insert(sql.fundings), [asdict(one) for one in movements])
@@ -88,20 +95,27 @@ class SqlFund:
 
 
 def _book(connection: sa.Connection, movements: Sequence[FundMovement]) -> None:
-    """Move pay-ins from the bank to the pools and refunds back."""
-    paid_in = sum(one.amount_fen for one in movements if one.kind == PAY_IN)
-    refunded = sum(one.amount_fen for one in movements if one.kind == REFUND)
-    rows: list[tuple[int, int, int, int]] = [(AccountKind.BANK, 0, paid_in, refunded)]
-    for one in sorted(movements, key=lambda movement: movement.sponsor):
-        debit_fen, credit_fen = (one.amount_fen, 0) if one.kind == REFUND else (0, one.amount_fen)
-        rows.append((AccountKind.SPONSOR, one.sponsor, debit_fen, credit_fen))
-    sql.add_to_accounts(connection, rows)
+    """Move pay-ins from the bank to the pools and returns back."""
+    debits: Counter[int] = Counter()
+    credits: Counter[int] = Counter()
+    for one in movements:
+        (credits if one.kind == PAY_IN else debits)[one.sponsor] += one.amount_fen
+    sql.add_to_accounts(
+        connection,
+        [
+            (AccountKind.BANK, 0, credits.total(), debits.total()),
+            *(
+                (AccountKind.SPONSOR, sponsor, debits[sponsor], credits[sponsor])
+                for sponsor in sorted(debits.keys() | credits.keys())
+            ),
+        ],
+    )
 
 
-def _refunds(connection: sa.Connection, sponsor: int) -> int:
+def _next_reference(connection: sa.Connection, kind: str, sponsor: int) -> str:
     table = sql.fundings.c
-    query = sa.select(sa.func.count()).where(table.kind == REFUND, table.sponsor == sponsor)
-    return int(connection.execute(query).scalar_one())
+    query = sa.select(sa.func.count()).where(table.kind == kind, table.sponsor == sponsor)
+    return f"{kind}/{sponsor}/{int(connection.execute(query).scalar_one()) + 1}"
 
 
 def read_pools(connection: sa.Connection) -> list[Pool]:
@@ -119,7 +133,7 @@ def read_pools(connection: sa.Connection) -> list[Pool]:
 def _parts() -> "Iterator[sa.Select[str, int, int]]":
     """Yield, for each column of a pool, its name and the sum of each sponsor."""
     transfers, fundings = sql.transfers.c, sql.fundings.c
-    for name, kind in (("paid_in_fen", PAY_IN), ("refunded_fen", REFUND)):
+    for name, kind in KINDS:
         of_kind = sa.select(_text(name), fundings.sponsor, sa.func.sum(fundings.amount_fen))
         yield of_kind.where(fundings.kind == kind).group_by(fundings.sponsor)
     states = (("credited_fen", TransferState.CREDITED), ("pending_fen", TransferState.PENDING))

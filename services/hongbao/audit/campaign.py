@@ -105,7 +105,10 @@ def _check_sponsors(
         findings.must_cover("minted_within_deposits", deposit, found.minted_fen, **where)
         findings.must_cover("refunds_within_unclaimed", found.unclaimed_fen, refunded, **where)
         spent = ledger.credited_by_sponsor[sponsor] + ledger.pending_by_sponsor[sponsor]
-        spent += found.quarantined_fen + refunded
+        surplus = ledger.surplus[sponsor]
+        unminted = max(0, ledger.paid_in[sponsor] - found.minted_fen)
+        findings.must_cover("surplus_within_paid_in", unminted, surplus, **where)
+        spent += found.quarantined_fen + refunded + surplus
         findings.must_cover("pools_cover_payments", ledger.paid_in[sponsor], spent, **where)
 
 

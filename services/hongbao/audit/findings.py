@@ -24,8 +24,9 @@ EQUATIONS: Final = {
     "minted_is_accounted": "minted = opened + unclaimed",
     "keys_within_caps": "per key: opened ≤ the key's cap (R45)",
     "books_balance": "accounts equal their entries, Σ debits = Σ credits",
-    "pools_cover_payments": "per sponsor: paid in ≥ credited + pending + kept back + refunded",
+    "pools_cover_payments": "per sponsor: paid in ≥ credited + pending + kept back + returned",
     "refunds_within_unclaimed": "per sponsor: refunded ≤ unclaimed (R36)",
+    "surplus_within_paid_in": "per sponsor: surplus returned ≤ paid in − minted (R40)",
     "tickets_reserved_once": "no record of a ticket file was reserved twice (R7)",
 }
 

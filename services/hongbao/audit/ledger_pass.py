@@ -66,6 +66,13 @@ class LedgerSums:
     pending_by_sponsor: Counter[int] = field(default_factory=Counter)
     paid_in: Counter[int] = field(default_factory=Counter)
     refunded: Counter[int] = field(default_factory=Counter)
+    surplus: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def fundings(self) -> dict[str, Counter[int]]:
+        """Return the sums of each kind of funding, by sponsor."""
+        return {"pay-in": self.paid_in, "refund": self.refunded, "surplus": self.surplus}
+
     quarantine: list[dict[str, Any]] = field(default_factory=list)  # the first ones
     quarantine_reasons: Counter[str] = field(default_factory=Counter)
     credited_per_second: list[tuple[int, int, int]] = field(default_factory=list)
@@ -88,7 +95,7 @@ def read_ledger(engine: sa.Engine, packets: Packets, findings: Findings) -> Ledg
         for kind, sponsor, fen in connection.execute(
             sa.text("SELECT kind, sponsor, SUM(amount_fen) FROM fundings GROUP BY kind, sponsor")
         ):
-            (sums.paid_in if kind == "pay-in" else sums.refunded)[sponsor] += int(fen)
+            sums.fundings[kind][sponsor] += int(fen)
         _check_books(connection, sums, findings)
         rows = connection.execute(sa.text(_SECONDS))
         sums.credited_per_second = [(int(a), int(b), int(c)) for a, b, c in rows]
@@ -169,13 +176,13 @@ def _check_books(connection: sa.Connection, sums: LedgerSums, findings: Findings
     bank = accounts.pop((0, 0), (0, 0))
     for name, found, entries in (
         ("bank, paid in", bank[0], sum(sums.paid_in.values())),
-        ("bank, refunded", bank[1], sum(sums.refunded.values())),
+        ("bank, returned", bank[1], sums.refunded.total() + sums.surplus.total()),
     ):
         findings.must_equal("books_balance", found, entries, account=name)
     sponsors = {owner for _, owner in accounts} | set(sums.paid_in) | set(sums.credited_by_sponsor)
     for sponsor in sorted(sponsors):
         debited, credited = accounts.get((1, sponsor), (0, 0))
-        entries = sums.credited_by_sponsor[sponsor] + sums.refunded[sponsor]
+        entries = sums.credited_by_sponsor[sponsor] + sums.refunded[sponsor] + sums.surplus[sponsor]
         findings.must_equal("books_balance", debited, entries, sponsor=sponsor)
         findings.must_equal("books_balance", credited, sums.paid_in[sponsor], sponsor=sponsor)
     wrong = int(connection.execute(sa.text(_WRONG_USERS)).scalar_one())

@@ -115,6 +115,7 @@ def _sponsor_rows(
             "deposit_fen": sponsor.deposit_fen if sponsor else 0,
             "paid_in_fen": ledger.paid_in[index],
             "refunded_fen": ledger.refunded[index],
+            "surplus_fen": ledger.surplus[index],
         }
         rows.append(head | asdict(sponsors.get(index, Totals())))
     return rows

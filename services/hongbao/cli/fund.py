@@ -30,6 +30,7 @@ from hongbao.shards.ports import Coordination
 
 WAIT_S = 10.0
 LOOK_AGAIN_S = 0.1
+SHOWN = ("deposit", "missing", "credited", "held", "refunded", "balance")
 CLOSER = "hongbao fund refund"
 
 Run = Annotated[Path, typer.Option(help="The folder of the run to talk to.")]
@@ -58,7 +59,10 @@ def pay_in(
     run: Run = stores.DEFAULT_RUN,
     as_json: AsJson = False,
 ) -> None:
-    """Record what a sponsor paid in. Idempotent by its reference.
+    """Record what a sponsor paid in. Idempotent by its reference, never above the deposit.
+
+    Packets are paid from what sponsors paid in: until every deposit is recorded, `fund status`
+    shows what is missing and the audit says that pools do not cover the payments.
 
     Examples:
 
@@ -87,7 +91,7 @@ def refund(
     by: Annotated[str, typer.Option(help="Who closes the campaign, kept with it.")] = CLOSER,
     as_json: AsJson = False,
 ) -> None:
-    """Close the campaign and return to each sponsor what nobody claimed. Twice is as once.
+    """Close the campaign and return to each sponsor all that is left. Twice is as once.
 
     Only after the last slot and its grace. Closing is for good: it waits until every living
     redeem process refuses to open, then until every claim is settled and paid. Claims that lie
@@ -105,7 +109,7 @@ def refund(
 
 @app.command()
 def status(run: Run = stores.DEFAULT_RUN, as_json: AsJson = False) -> None:
-    """Show every sponsor's pool.
+    """Show every sponsor's pool in yuan, and what is missing of its deposit; more with --json.
 
     Examples:
 
@@ -119,10 +123,9 @@ def status(run: Run = stores.DEFAULT_RUN, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"pools": rows}, indent=2))
         return
-    columns = [name for name in rows[0] if name.endswith("_fen")] if rows else []
-    table = Table("sponsor", *(name.removesuffix("_fen").replace("_", " ") for name in columns))
+    table = Table("sponsor", *SHOWN)
     for row in rows:
-        table.add_row(row["sponsor"], *(yuan.format_yuan(row[name]) for name in columns))
+        table.add_row(row["sponsor"], *(yuan.format_yuan(row[f"{name}_fen"]) for name in SHOWN))
     for column in table.columns[1:]:
         column.justify = "right"
     Console().print(table)
@@ -143,7 +146,10 @@ async def pay_in_run(
                 plan_pay_in(reference, _index(campaign, name), fen, campaign.deposits, at_ms)
                 for name, fen, reference in wanted
             ]
-            return [(one, await asyncio.to_thread(fund.pay_in, one)) for one in movements]
+            return [
+                (one, await asyncio.to_thread(fund.pay_in, one, campaign.deposits[one.sponsor]))
+                for one in movements
+            ]
         finally:
             engine.dispose()
 
@@ -219,9 +225,11 @@ async def _read_pools(run: Path) -> tuple[Campaign, Sequence[Pool], Minted]:
 
 
 def _pool_row(pool: Pool, name: str, campaign: Campaign, minted: Minted) -> dict[str, Any]:
+    deposit_fen = campaign.deposits.get(pool.sponsor, 0)
     return {
         "sponsor": name or str(pool.sponsor),
-        "deposit_fen": campaign.deposits.get(pool.sponsor, 0),
+        "deposit_fen": deposit_fen,
+        "missing_fen": max(0, deposit_fen - pool.paid_in_fen),
         **{field: value for field, value in asdict(pool).items() if field != "sponsor"},
         "balance_fen": pool.balance_fen,
         "unclaimed_fen": minted.unclaimed_fen(pool),

@@ -1,17 +1,23 @@
 """Owns the rules of sponsors' money: when and how much goes back. Refuses any SQL.
 
-A sponsor's pool: paid in − credited − pending − held − refunded. What is left of it goes back
-once the campaign is over and every claim is settled, never more than what nobody claimed
-(R35, R36, R40). Closing comes first: no redeem process opens a packet any more, so the logs
-cannot grow behind what refunds were computed from.
+A sponsor's pool: paid in − credited − pending − held − returned. All that is left of it goes
+back once the campaign is over and every claim is settled: as refund what nobody claimed, as
+surplus what no packet was minted for (R35, R36, R40). Closing comes first: no redeem process
+opens a packet any more, so the logs cannot grow behind what refunds were computed from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from hongbao.domain.errors import Rejected, Transient
+from hongbao.domain.money import format_yuan
 
 REFERENCE_CHARS_MAX = 100
+PAY_IN = "pay-in"
+REFUND = "refund"
+SURPLUS = "surplus"
+OWN_REFERENCES = (f"{REFUND}/", f"{SURPLUS}/")
 
 
 @dataclass(frozen=True)
@@ -23,21 +29,26 @@ class Pool:
     credited_fen: int = 0
     pending_fen: int = 0
     held_fen: int = 0  # kept back for quarantined claims
-    refunded_fen: int = 0
+    refunded_fen: int = 0  # of packets that nobody claimed
+    surplus_fen: int = 0  # returned of what no packet was minted for
+
+    @property
+    def returned_fen(self) -> int:
+        return self.refunded_fen + self.surplus_fen
 
     @property
     def balance_fen(self) -> int:
         """Return what is neither paid, promised, kept back nor returned."""
-        spoken_for = self.credited_fen + self.pending_fen + self.held_fen + self.refunded_fen
+        spoken_for = self.credited_fen + self.pending_fen + self.held_fen + self.returned_fen
         return self.paid_in_fen - spoken_for
 
 
 @dataclass(frozen=True)
 class FundMovement:
-    """Is one pay-in or refund, named by its reference."""
+    """Is one pay-in or return of money, named by its reference."""
 
     reference: str
-    kind: str  # pay-in | refund
+    kind: str  # pay-in | refund | surplus
     sponsor: int
     amount_fen: int
     at_ms: int
@@ -57,6 +68,10 @@ class Minted:
     def refundable_fen(self, pool: Pool) -> int:
         """Return what still may go back to the sponsor; 0 when all has."""
         return max(0, min(pool.balance_fen, self.unclaimed_fen(pool) - pool.refunded_fen))
+
+    def surplus_fen(self, pool: Pool) -> int:
+        """Return what no packet was minted for, so that nothing of a pool stays behind."""
+        return max(0, pool.balance_fen - self.refundable_fen(pool))
 
 
 def check_over(now_ms: int, ends_at_ms: int, grace_ms: int) -> None:
@@ -91,14 +106,15 @@ class Backlog:
 class FundLedger(Protocol):
     """Keeps pay-ins and refunds; each method is one transaction."""
 
-    def pay_in(self, movement: FundMovement) -> bool:
+    def pay_in(self, movement: FundMovement, deposit_fen: int) -> bool:
         """Record a pay-in; False when this very one is there already.
 
-        Raises Rejected when the reference names another movement.
+        Raises Rejected when the reference names another movement, or when the pool would hold
+        more than the sponsor's deposit.
         """
 
     def refund(self, minted: Minted, at_ms: int) -> list[FundMovement]:
-        """Close the ledger for claims and return to each sponsor what is refundable.
+        """Close the ledger for claims and return to each sponsor all that is left of its pool.
 
         Raises Transient, and changes nothing, while transfers wait for the sink.
         """
@@ -109,6 +125,28 @@ class FundLedger(Protocol):
     def pending_transfers(self) -> int: ...
 
 
+def check_deposit(pool: Pool, movement: FundMovement, deposit_fen: int) -> None:
+    """Raise Rejected when a pay-in would bring a pool over the deposit: a payment booked twice."""
+    held_fen = pool.paid_in_fen - pool.returned_fen
+    if held_fen + movement.amount_fen > deposit_fen:
+        raise Rejected(
+            f"sponsor {movement.sponsor} has paid in {format_yuan(held_fen)} of "
+            f"{format_yuan(deposit_fen)} yuan: {format_yuan(movement.amount_fen)} are too much",
+            field="amount",
+        )
+
+
+def plan_returns(pools: Sequence[Pool], minted: Minted) -> list[tuple[str, int, int]]:
+    """Return the movements that empty the pools, as (kind, sponsor, fen)."""
+    parts = ((REFUND, minted.refundable_fen), (SURPLUS, minted.surplus_fen))
+    return [
+        (kind, pool.sponsor, fen_of(pool))
+        for kind, fen_of in parts
+        for pool in pools
+        if fen_of(pool)
+    ]
+
+
 def plan_pay_in(
     reference: str, sponsor: int, amount_fen: int, deposits: dict[int, int], at_ms: int
 ) -> FundMovement:
@@ -116,10 +154,10 @@ def plan_pay_in(
     if not (reference.isprintable() and 0 < len(reference) <= REFERENCE_CHARS_MAX):
         message = f"a reference has 1 to {REFERENCE_CHARS_MAX} printable characters"
         raise Rejected(message, field="reference")
-    if reference.startswith("refund/"):
-        raise Rejected("references that begin with refund/ are the ledger's own", field="reference")
+    if own := next((one for one in OWN_REFERENCES if reference.startswith(one)), None):
+        raise Rejected(f"references that begin with {own} are the ledger's own", field="reference")
     if sponsor not in deposits:
         raise Rejected(f"the campaign has no sponsor {sponsor}", field="sponsor")
     if amount_fen <= 0:
         raise Rejected(f"a pay-in of {amount_fen} fen is not positive", field="amount")
-    return FundMovement(reference, "pay-in", sponsor, amount_fen, at_ms)
+    return FundMovement(reference, PAY_IN, sponsor, amount_fen, at_ms)
