@@ -12,15 +12,6 @@ SEED = 20160207  # the evening that the checklist comes from
 _HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all process tests on one worker: two evenings at once would fight for the cores."""
-    for item in items:
-        if item.path.is_relative_to(_HERE):
-            item.add_marker(pytest.mark.processes)
-            item.add_marker(pytest.mark.xdist_group("processes"))
-
-
 @pytest.fixture(scope="session")
 def seed() -> int:
     """Give the seed that all stories draw from."""

@@ -36,7 +36,7 @@ AT_ONCE_SHARE = 0.15  # of the kills come before the first ticket
 LIFE_S_MAX = 0.03
 WINDOW_PACKETS = LIMITS.reserve_files * LIMITS.reserve_records
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ REFUSED_S = 1.2
 RESUMED_S_MAX = 4.0
 CALM_S = 1.0
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
 
 
 class Faults:

@@ -41,7 +41,7 @@ RACES = 40
 RIVALS = (5_000_001, 5_000_002)
 LOST_ZONE, LOST_POD, OTHER_POD = "b", 2, 1
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,19 @@ def flip_a_bit(run: RunDir, prepared: Prepared) -> None:
 async def lose_things(stage: Stage) -> None:
     up, facts = stage.up, stage.notes.facts
     facts["denied"] = denied = int(stage.prepared.plans[0].slot_batches(1)[1].key_ids[0])
-    await stage.at(0, 0.15)
     async with asyncio.TaskGroup() as group:
+        group.create_task(lose_zone(stage))
+        await stage.at(0, 0.1)
         racing = group.create_task(race_for_tickets(stage, denied))
         await hongbao("keys", "deny", str(denied), "--run", str(up.run.path))
         facts["denied_at_ms"] = up.clock.wall_ms()
     facts["answers"] = racing.result()
+
+
+async def lose_zone(stage: Stage) -> None:
+    up = stage.up
     await stage.at(1, 0.2 + 0.2 * stage.draw())
-    facts["lost_at_ms"] = up.clock.wall_ms()
+    stage.notes.facts["lost_at_ms"] = up.clock.wall_ms()
     up.supervisor.lose(up.of(zone=LOST_ZONE))
     await stage.at(2, 0.4)
     await up.supervisor.start(up.of(zone=LOST_ZONE))
