@@ -1,13 +1,12 @@
 """Is `hongbao demo`: a short New Year's Eve with everything that can go wrong, then the audit.
 
 The last line on standard output is one JSON object; the exit status is 0 only if its money
-equations hold. Everything else goes to standard error.
+equations hold and something was at stake. Everything else goes to standard error.
 """
 
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
-from hongbao.cli.demo_close import close_evening, hongbao
+from hongbao.cli.demo_close import close_evening, find_unproved, hongbao
 from hongbao.cli.demo_screen import Screen, build_screen
 from hongbao.cli.demo_script import EventLog, plan_events, play
 from hongbao.cli.rain import Rain, prepare_run, rain
@@ -31,6 +30,7 @@ from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.money import format_yuan
 from hongbao.transport.launch import find_embedding
 
+EXIT_UNPROVED = 1
 EXIT_BROKEN = 3
 START_IN_S = 14.0
 LOAD_LEAD_S = 7.0  # users get their sessions, and are told when the first slot opens
@@ -61,18 +61,22 @@ def demo(
     chosen = read_settings(settings)
     refuse_to_pay(chosen)
     with RunDir(chosen.run_dir).supervised():
-        line = _play(chosen, seconds=seconds, rate=rate, users=users, seed=seed)
+        line, unproved = _play(chosen, seconds=seconds, rate=rate, users=users, seed=seed)
         page.parent.mkdir(parents=True, exist_ok=True)
         console.print(f"report: {write_report(chosen.run_dir / 'report', page)}")
     typer.echo(json.dumps(line))
+    for problem in unproved:
+        console.print(f"[red]the demo proved nothing: {problem}[/]", highlight=False)
     if line["equations"] != "hold":
         raise typer.Exit(EXIT_BROKEN)
+    if unproved:
+        raise typer.Exit(EXIT_UNPROVED)
 
 
 def _play(
     settings: UpSettings, *, seconds: float, rate: float, users: int, seed: int
-) -> dict[str, Any]:
-    """Play the whole evening on an emptied folder; return the audit's line."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Play the whole evening on an emptied folder; return the audit's line and what it lacks."""
     _empty(settings.run_dir)
     tell_embedding(find_embedding())
     with Progress(
@@ -90,7 +94,7 @@ def _play(
     folder = run.path / "report"
     folder.mkdir()
 
-    async def evening() -> dict[str, Any]:
+    async def evening() -> tuple[dict[str, Any], list[str]]:
         timeline = rehearsed_timeline(campaign, seconds, START_IN_S)
         async with rain(settings, run, campaign, prepared, timeline) as up:
             told = EventLog(folder / "faults.jsonl")
@@ -100,9 +104,10 @@ def _play(
                 raise Transient(f"the sponsors could not pay in: {output}")
             async with _shown(up, told, load):
                 script = asyncio.create_task(play(up, plan_events(up, prepared), told))
-                await load.run()
+                load_status = await load.run()
                 await script
-            return await close_evening(up, prepared, folder, seed=seed)
+            line, promises = await close_evening(up, prepared, folder, seed=seed)
+            return line, find_unproved(line, load_status, promises, told.failed)
 
     return asyncio.run(evening())
 
@@ -136,8 +141,11 @@ class _Load:
         self._read_to = 0
         self.samples: list[dict[str, Any]] = []
 
-    async def run(self) -> None:
-        """Wait for the evening, shake, and open all that was won."""
+    async def run(self) -> int | None:
+        """Wait for the evening, shake, open all that was won; return the exit status.
+
+        None: it did not end in time and was killed.
+        """
         wait_s = (self._wait_until_ms - self._up.clock.wall_ms()) / 1000
         await asyncio.sleep(max(0.0, wait_s))
         command = [sys.executable, "-m", "hongbao.cli.main", "load", *self._arguments]
@@ -148,10 +156,12 @@ class _Load:
             ends_ms = self._up.timeline.slots[-1].ends_at_ms
             limit_s = (ends_ms - self._up.clock.wall_ms()) / 1000 + LOAD_DRAIN_S_MAX
             async with asyncio.timeout(limit_s):
-                await child.wait()
+                return await child.wait()
+        except TimeoutError:
+            return None
         finally:
             if child.returncode is None:
-                os.kill(child.pid, 9)
+                child.kill()
 
     def look(self) -> list[dict[str, Any]]:
         """Return all samples so far."""

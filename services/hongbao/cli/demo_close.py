@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,19 @@ CATCH_UP_S_MAX = 60.0
 CATCH_UP_PAUSE_S = 0.2
 
 
-async def close_evening(up: Rain, prepared: Prepared, folder: Path, *, seed: int) -> dict[str, Any]:
-    """Stop taking calls, credit what was opened, refund the rest, prove it; write report data."""
+async def close_evening(
+    up: Rain, prepared: Prepared, folder: Path, *, seed: int
+) -> tuple[dict[str, Any], int | None]:
+    """Stop taking calls, credit what was opened, refund the rest, prove it; write report data.
+
+    Returns the audit's line and how many opens clients were promised: None, nobody wrote it down.
+    """
     for role in ("access", "redeem"):
         await up.supervisor.drain(up.of(role=role))
     await _refund_when_settled(up)
     promised = folder / "acknowledged.txt"
-    count = _write_serials(folder / "acknowledged.jsonl", promised)
+    written = folder / "acknowledged.jsonl"
+    count = _write_serials(written, promised)
     tables = folder / "audit.json"
     options = ("--tables", str(tables), "--acknowledged", str(promised), "--json")
     status, output = await hongbao("audit", str(up.run.path), *options)
@@ -33,7 +40,25 @@ async def close_evening(up: Rain, prepared: Prepared, folder: Path, *, seed: int
     _write_settle_rows(folder, document)
     _write_json(folder / "report.json", _facts(up, document, count, seed))
     line: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return line
+    return line, count if written.exists() else None
+
+
+def find_unproved(
+    line: dict[str, Any], load_status: int | None, promises: int | None, failed: Sequence[str]
+) -> list[str]:
+    """Return why equations that hold would say nothing: there was too little to hold."""
+    problems = [f"event failed: {text}" for text in failed]
+    if load_status is None:
+        problems.append("the load did not end in time: see logs/load.log")
+    elif load_status:
+        problems.append(f"the load ended with status {load_status}: see logs/load.log")
+    if promises is None:
+        problems.append("the load wrote no file of acknowledged opens")
+    elif not promises:
+        problems.append("no client saw a packet opened")
+    if not line["packets_opened"]:
+        problems.append("no packet was opened")
+    return problems
 
 
 async def hongbao(*arguments: str) -> tuple[int, str]:

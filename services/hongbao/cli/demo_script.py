@@ -52,6 +52,7 @@ class EventLog:
         self._path = path
         self._rows: list[dict[str, object]] = []
         self.lines: list[str] = []
+        self.failed: list[str] = []  # events that did not do what the script says
 
     def add(self, at_ms: int, until_ms: int | None, kind: str, text: str) -> None:
         """Take one event; a zone that comes back ends the event of its loss."""
@@ -86,6 +87,7 @@ async def _play_one(up: Rain, event: Event, told: EventLog) -> None:
         text = await event.act()
     except HongbaoError as error:
         text = f"{event.text}: failed: {error}"
+        told.failed.append(text)
         log.error("demo_event_failed", what=event.text, reason=str(error))
     told.add(began_ms, up.clock.wall_ms(), event.kind, text)
 
