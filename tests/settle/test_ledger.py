@@ -81,6 +81,8 @@ def test_pending_transfers_come_largest_first_and_leave_once(ledger: Ledger) -> 
     small, large = transfer(1, amount_fen=1), transfer(2, amount_fen=9_000)
     ledger.post(replace(posting(small, large), state=TransferState.PENDING))
     assert ledger.pending(0, 10) == [large, small]
+    assert ledger.pending(0, 10, large) == [small]
+    assert ledger.pending(0, 10, small) == []
     assert ledger.pending(1, 10) == []
     ledger.credit(0, [large], AT_MS)
     ledger.credit(0, [large], AT_MS)

@@ -5,16 +5,20 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import httpx
 import pytest
 import sqlalchemy as sa
-from hongbao.adapters import sql
+from hongbao.adapters import sql, webhook
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
-from hongbao.domain.errors import Transient
+from hongbao.cli.settings import read_settings
+from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.fund import Pool
-from hongbao.settle.payout import DEFER_MS, Payout
-from hongbao.settle.ports import Posting, SinkAnswer, Transfer, TransferState
+from hongbao.settle.memory import MemoryLedger
+from hongbao.settle.payout import DEFER_MS, DEFERRED_MAX, PAYOUT_TRANSFERS_MAX, Payout
+from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, TransferState
 
 from tests.minted import CAMPAIGN
 from tests.settle.claims import OPENED_AT_MS, SteppedClock
@@ -31,6 +35,7 @@ class Backend:
     order: list[int] = field(default_factory=list)
     drop_after_commit: int = 0  # so many calls commit, and their connection is cut
     answer: int = 0  # answer every call with this status, and pay nothing
+    broken_body: bytes = b""  # answer as if this were gzip, after the payment
     conflict: bool = False  # answer repeats with 409 and the first payment
     url: str = ""
 
@@ -43,8 +48,11 @@ class Backend:
                 status, reply = self.pay(headers["idempotency-key"], json.loads(body))
                 if status == 0:
                     break
-                data = json.dumps(reply).encode()
-                head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(data)}\r\n\r\n".encode()
+                data = self.broken_body or json.dumps(reply).encode()
+                coding = "content-encoding: gzip\r\n" if self.broken_body else ""
+                head = (
+                    f"HTTP/1.1 {status} X\r\n{coding}content-length: {len(data)}\r\n\r\n".encode()
+                )
                 writer.write(head + data)
                 await writer.drain()
         except asyncio.IncompleteReadError:
@@ -173,6 +181,63 @@ async def test_a_backend_that_is_down_delays_and_loses_nothing(
     clock.now_ms += DEFER_MS + 1
     assert (await payout.step()).paid == 1
     assert states(sqlite_engine) == {1: TransferState.CREDITED}
+
+
+async def test_a_reply_that_cannot_be_decoded_delays_and_loses_nothing(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+) -> None:
+    """As found: it ended posting and payout of the whole shard."""
+    backend.broken_body = b"not gzip"
+    ledger, clock = pending_ledger(sqlite_engine, transfer(1)), SteppedClock()
+    payout = payout_of(ledger, sink, clock)
+    assert (await payout.step()).deferred == 1
+    backend.broken_body = b""
+    clock.now_ms += DEFER_MS + 1
+    assert (await payout.step()).existed == 1
+    assert states(sqlite_engine) == {1: TransferState.CREDITED}
+
+
+@pytest.mark.parametrize("reply", [b"[" * 100_000, b"\xff\xfe", b"[]", b"null"])
+def test_a_reply_that_is_no_object_is_an_empty_one(reply: bytes) -> None:
+    assert webhook._body(httpx.Response(200, content=reply)) == {}
+
+
+@pytest.mark.parametrize(
+    "url", ["", "backend:8080/pay", "ftp://bank/pay", "http://", "http://[::1"]
+)
+async def test_an_address_that_is_no_url_is_refused_at_the_start(url: str, tmp_path: Path) -> None:
+    with pytest.raises(Rejected):
+        WebhookSink(url, CAMPAIGN)
+    settings = tmp_path / "up.yaml"
+    settings.write_text(json.dumps({"campaign": "campaign.yaml", "webhook_url": url}))
+    with pytest.raises(Rejected, match="webhook_url"):
+        read_settings(settings)
+
+
+@dataclass
+class HalfDeadSink:
+    """Pays what is below a limit and never answers for what is above."""
+
+    limit_fen: int
+    paid: set[int] = field(default_factory=set)
+
+    async def pay(self, one: Transfer) -> SinkReply:
+        if one.amount_fen >= self.limit_fen:
+            raise Transient("no answer")
+        self.paid.add(one.serial)
+        return SinkReply(SinkAnswer.PAID)
+
+
+async def test_more_silent_payments_than_can_be_deferred_block_nothing_behind_them() -> None:
+    """As found: with 4,096 deferred, the largest were tried for ever and nothing else."""
+    silent, good = DEFERRED_MAX + 2 * PAYOUT_TRANSFERS_MAX, 100
+    transfers = [transfer(n, amount_fen=n) for n in range(1, silent + good + 1)]
+    ledger, sink = MemoryLedger(), HalfDeadSink(limit_fen=good + 1)
+    ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
+    payout = Payout(0, ledger, sink, wall_ms=SteppedClock().wall_ms, campaign=CAMPAIGN)
+    for _ in range(2 * len(transfers) // PAYOUT_TRANSFERS_MAX):
+        await payout.step()
+    assert sink.paid == set(range(1, good + 1))
 
 
 async def test_a_refused_payment_is_quarantined_with_what_the_backend_said(

@@ -84,11 +84,17 @@ class SqlLedger:
                 )
             ]
 
-    def pending(self, shard: int, limit: int) -> list[Transfer]:
-        """Return transfers of a shard that the sink has not paid yet, largest first (R53)."""
+    def pending(self, shard: int, limit: int, behind: Transfer | None = None) -> list[Transfer]:
+        """Return transfers of a shard that the sink has not paid yet, largest first (R53).
+
+        Of equal amounts the higher serial comes first; `behind` skips up to a transfer.
+        """
         table = sql.transfers.c
         query = sa.select(*_TRANSFER).where(table.shard == shard, table.state == 0)
-        query = query.order_by(table.amount_fen.desc()).limit(limit)
+        if behind is not None:
+            later = (table.amount_fen == behind.amount_fen) & (table.serial < behind.serial)
+            query = query.where((table.amount_fen < behind.amount_fen) | later)
+        query = query.order_by(table.amount_fen.desc(), table.serial.desc()).limit(limit)
         with sql.reading(self._engine) as connection:
             return [Transfer._make(row) for row in connection.execute(query)]
 

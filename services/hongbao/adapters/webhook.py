@@ -14,7 +14,7 @@ from typing import Any, Final
 import httpx
 import stamina
 
-from hongbao.domain.errors import Transient
+from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.ports import SinkAnswer, SinkReply, Transfer
 
 ATTEMPTS_MAX: Final = 4
@@ -38,8 +38,8 @@ class WebhookSink:
         call_s_max: float = CALL_S_MAX,
         retry_s: float = RETRY_S,
     ) -> None:
-        """`headers` carry whatever authorisation the backend wants."""
-        self._url = url
+        """`headers` carry whatever authorisation the backend wants. Raises Rejected for no URL."""
+        self._url = parse_url(url)
         self._campaign = campaign
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=ATTEMPTS_MAX,
@@ -47,7 +47,7 @@ class WebhookSink:
             wait_initial=retry_s,
             wait_max=RETRY_S_MAX,
             wait_jitter=retry_s,
-        ).on((httpx.TransportError, Transient))
+        ).on((httpx.HTTPError, Transient))
         self._client = httpx.AsyncClient(
             headers=dict(headers or {}),
             timeout=call_s_max,
@@ -73,7 +73,7 @@ class WebhookSink:
         key = f"{self._campaign}/{transfer.serial}"
         try:
             return await self._retrying(self._post, key, payment)
-        except httpx.TransportError as error:
+        except httpx.HTTPError as error:  # also a body that cannot be decoded: it may have paid
             raise Transient(f"webhook {key}: {error!r}") from error
 
     async def _post(self, key: str, payment: dict[str, Any]) -> SinkReply:
@@ -93,10 +93,21 @@ class WebhookSink:
         raise Transient(f"webhook {key}: {detail}")
 
 
+def parse_url(text: str) -> httpx.URL:
+    """Return the address of a payment backend. Raises Rejected saying what is wrong."""
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL as error:
+        raise Rejected(f"{text!r} is no URL: {error}", field="webhook_url") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise Rejected(f"{text!r} is no http or https URL with a host", field="webhook_url")
+    return url
+
+
 def _body(response: httpx.Response) -> dict[str, Any]:
     """Return the JSON object that came back; empty when there is none."""
     try:
         body = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter from thousands of brackets
         return {}
     return body if isinstance(body, dict) else {}

@@ -2,9 +2,18 @@
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 
 from hongbao.domain.errors import Rejected
 
@@ -54,6 +63,33 @@ class UpSettings(BaseModel):
 
     webhook_url: str | None = None
     """Where to pay; absent: the built-in ledger is the payment."""
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhook_is_a_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            TypeAdapter(HttpUrl).validate_python(url)
+        return url
+
+    ledger_url: str | None = None
+    """Ledger database: `postgresql://host/name` or `sqlite:////absolute/path`; absent: SQLite in
+    the run's folder. A database holds one campaign; a rehearsal needs one of its own. Without a
+    password: PGPASSFILE or PGPASSWORD bring it."""
+
+    @field_validator("ledger_url")
+    @classmethod
+    def _ledger_is_a_database(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        backend = parts.scheme.partition("+")[0]
+        if backend not in ("sqlite", "postgresql"):
+            raise ValueError("a ledger lives in sqlite:////path or postgresql://host/name")
+        if backend == "sqlite" and not parts.path.startswith("//"):
+            raise ValueError("needs an absolute path: sqlite:////path, with four slashes")
+        if parts.password is not None:
+            raise ValueError("settings hold no secrets: leave the password to PGPASSFILE")
+        return url
 
     @field_validator("zones")
     @classmethod

@@ -50,13 +50,15 @@ class MemoryLedger:
     def find_transfers(self, serials: Sequence[int]) -> list[Transfer]:
         return [self.transfers[serial] for serial in serials if serial in self.transfers]
 
-    def pending(self, shard: int, limit: int) -> list[Transfer]:
+    def pending(self, shard: int, limit: int, behind: Transfer | None = None) -> list[Transfer]:
         found = [
             transfer
             for serial, transfer in self.transfers.items()
             if self.states[serial] is TransferState.PENDING and self._shards[serial] == shard
         ]
-        return sorted(found, key=lambda transfer: -transfer.amount_fen)[:limit]
+        if behind is not None:
+            found = [one for one in found if _payout_order(one) > _payout_order(behind)]
+        return sorted(found, key=_payout_order)[:limit]
 
     def credit(self, shard: int, transfers: Sequence[Transfer], at_ms: int) -> None:
         pending = [one for one in transfers if self.states[one.serial] is TransferState.PENDING]
@@ -75,3 +77,7 @@ class MemoryLedger:
             self.debited_fen[AccountKind.SPONSOR, transfer.sponsor] += transfer.amount_fen
             self.credited_fen[AccountKind.USER, transfer.user] += transfer.amount_fen
         self.latency += count_latency(transfers, at_ms)
+
+
+def _payout_order(transfer: Transfer) -> tuple[int, int]:
+    return -transfer.amount_fen, -transfer.serial

@@ -52,16 +52,20 @@ class Payout:
         self._wall_ms = wall_ms
         self._campaign = campaign
         self._deferred: dict[int, int] = {}  # serial → not before, so that one never blocks all
+        self._behind: Transfer | None = None  # go on here: no room to defer what lies before
 
     async def step(self) -> PaidOut:
         """Pay up to PAYOUT_TRANSFERS_MAX transfers. Raises Transient when the ledger fails."""
         now_ms = self._wall_ms()
         self._deferred = {key: at for key, at in self._deferred.items() if at > now_ms}
         limit = PAYOUT_TRANSFERS_MAX + len(self._deferred)
-        found = await asyncio.to_thread(self._ledger.pending, self._shard, limit)
+        behind, self._behind = self._behind, None
+        found = await asyncio.to_thread(self._ledger.pending, self._shard, limit, behind)
         due = [one for one in found if one.serial not in self._deferred][:PAYOUT_TRANSFERS_MAX]
         if not due:
             return PaidOut()
+        if len(self._deferred) + len(due) > DEFERRED_MAX:
+            self._behind = due[-1]
         calls = asyncio.Semaphore(PAYOUT_CALLS_MAX)
         replies = await asyncio.gather(*(self._pay(transfer, calls) for transfer in due))
         answered = list(zip(due, replies, strict=True))

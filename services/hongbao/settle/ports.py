@@ -99,8 +99,11 @@ class Ledger(Protocol):
     def find_transfers(self, serials: Sequence[int]) -> list[Transfer]:
         """Return the transfers that exist among these packets."""
 
-    def pending(self, shard: int, limit: int) -> list[Transfer]:
-        """Return transfers of a shard that the sink has not paid yet, largest first (R53)."""
+    def pending(self, shard: int, limit: int, behind: Transfer | None = None) -> list[Transfer]:
+        """Return transfers of a shard that the sink has not paid yet, largest first (R53).
+
+        Of equal amounts the higher serial comes first; `behind` skips up to a transfer.
+        """
 
     def credit(self, shard: int, transfers: Sequence[Transfer], at_ms: int) -> None:
         """Mark pending transfers as paid and credit the users; skip those no longer pending."""
