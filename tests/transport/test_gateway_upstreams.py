@@ -1,6 +1,7 @@
 """Services that other processes answer: zones, retries, ejection, and what callers see."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ import grpc
 import httpx
 import pytest
 from hongbao.domain.errors import Overloaded, Rejected, Transient
-from hongbao.proto.v1 import redeem_pb2
+from hongbao.proto.v1 import access_pb2, redeem_pb2
 from hongbao.transport.admission import Admission
 from hongbao.transport.dispatcher import Dispatcher, Method
 from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
@@ -20,6 +21,7 @@ from hongbao.transport.upstreams import Endpoint, Upstream
 from tests.transport.gateway import Gateway, free_port, gateway_config, running_gateway
 
 OPEN = "/hongbao.v1.Redeem/Open"
+SESSION = "/hongbao.v1.Access/OpenSession"
 Handler = Callable[[redeem_pb2.OpenRequest], Awaitable[redeem_pb2.OpenReply]]
 
 
@@ -61,8 +63,8 @@ async def gateway_to(folder: Path, *redeems: tuple[str, Redeem]) -> AsyncIterato
             await server.drain(grace_s=0)
 
 
-async def wait_healthy(gateway: Gateway, count: int) -> None:
-    name = "cluster.redeem.membership_healthy"
+async def wait_healthy(gateway: Gateway, count: int, *, cluster: str = "redeem") -> None:
+    name = f"cluster.{cluster}.membership_healthy"
     for _ in range(100):
         if (await gateway.admin.statistics(f"^{name}$")).get(name) == count:
             return
@@ -157,3 +159,33 @@ async def test_no_upstream_left_is_told_as_unavailable(tmp_path: Path) -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, 14)
         assert set(answer.json()) == {"code", "message", "details"}
         assert await channel.unary_unary(OPEN)(b"").code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_burst_over_cold_connections_is_not_refused(tmp_path: Path) -> None:
+    """The upstream takes 32 calls on a connection and says so only once it is connected."""
+    behind = gateway_config(tmp_path / "behind")
+    upstream = Upstream(
+        "access", ("hongbao.v1.Access",), (Endpoint("127.0.0.1", behind.port, "a"),)
+    )
+    before = gateway_config(
+        tmp_path / "before", local_services=("hongbao.v1.Redeem",), upstreams=(upstream,)
+    )
+    for config in (behind, before):
+        Path(config.admin_path).parent.mkdir()
+    request = access_pb2.OpenSessionRequest(campaign="wait-100").SerializeToString()
+    async with (
+        running_gateway(behind, tmp_path / "behind"),
+        running_gateway(before, tmp_path / "before") as gateway,
+    ):
+        await wait_healthy(gateway, 1, cluster="access")
+        channels = [
+            grpc.aio.insecure_channel(
+                gateway.address, options=(("grpc.use_local_subchannel_pool", 1),)
+            )
+            for _ in range(8)
+        ]
+        calls = [channels[n % 8].unary_unary(SESSION)(request) for n in range(200)]
+        codes = Counter([await call.code() for call in calls])
+        for channel in channels:
+            await channel.close()
+    assert codes == {grpc.StatusCode.OK: 200}

@@ -13,6 +13,7 @@ from hongbao.transport import descriptors, local_reply
 from hongbao.transport.upstreams import (
     INTERNAL_CLUSTER,
     READY_PATH,
+    STREAMS_PER_CONNECTION_MAX,
     Upstream,
     build_clusters,
     retry_policy,
@@ -35,7 +36,7 @@ class GatewayLimits:
 
     connections_max: int = 20_000
     """Connections at once; further ones are closed unread."""
-    streams_per_connection_max: int = 32
+    streams_per_connection_max: int = STREAMS_PER_CONNECTION_MAX
     """HTTP/2 calls at once on a connection: the excess waits at the caller, where it is free."""
     header_kib_max: int = 16
     headers_max: int = 64
