@@ -9,7 +9,6 @@ A caller that goes away cannot be seen while a handler runs (pyvoy tells it with
 the deadline bounds what is wasted on it.
 """
 
-import asyncio
 import gc
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -22,8 +21,10 @@ from urllib.parse import quote
 import structlog
 
 from hongbao.domain.errors import Exhausted, Rejected
+from hongbao.transport.deadlines import Deadlines
 from hongbao.transport.dispatcher import Dispatcher, Route
 from hongbao.transport.errors import DeadlineExceeded, Failure, Outcome, Unimplemented, failure_of
+from hongbao.transport.failure_log import log_failure
 from hongbao.transport.transcoded import ORIGINAL_PATH, check_transcoded
 
 Event = MutableMapping[str, Any]
@@ -88,6 +89,7 @@ def make_app(
     answer = dispatcher.answer
     admission = dispatcher.admission
     bytes_max = limits.request_bytes_max
+    deadlines = Deadlines()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,8 +118,8 @@ def make_app(
             if waited_s >= deadline_s:
                 raise DeadlineExceeded("the deadline has passed")
             if route.is_async:
-                async with asyncio.timeout(deadline_s - waited_s):
-                    reply = await dispatcher.answer_async(route, payload, waited_s, now)
+                answering = dispatcher.answer_async(route, payload, waited_s, now)
+                reply = await deadlines.run(answering, began + deadline_s)
             else:
                 reply = answer(route, payload, waited_s, now)
         except Exception as error:  # the outermost level of a call
@@ -186,15 +188,6 @@ async def fail(send: Send, route: Route, error: Exception, latency_s: float) -> 
     if failure.outcome is Outcome.SYSTEM:
         log_failure(route.path, failure, error)
     await send_failure(send, failure)
-
-
-def log_failure(path: str, failure: Failure, error: BaseException) -> None:
-    """Write the canonical line of a call that failed by our fault."""
-    unknown = failure.message == "internal error"
-    write = log.error if unknown else log.warning
-    write(
-        "call_failed", method=path, code=failure.code, error=repr(error), exc_info=unknown and error
-    )
 
 
 async def send_failure(send: Send, failure: Failure) -> None:

@@ -12,9 +12,10 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hongbao.transport.asgi import CallLimits, log_failure
+from hongbao.transport.asgi import CallLimits
 from hongbao.transport.dispatcher import Dispatcher, Route
 from hongbao.transport.errors import Outcome, failure_of
+from hongbao.transport.failure_log import log_failure
 
 log = structlog.get_logger()
 
