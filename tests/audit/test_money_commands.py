@@ -18,6 +18,7 @@ from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Slot
 from hongbao.domain.claim import Claim
+from hongbao.domain.cursor import RESERVED, RETURNED, CursorEntry, cursor_key, pack_cursor
 from hongbao.domain.ids import SlotNumber
 from hongbao.domain.script import plan_campaign
 from hongbao.domain.timeline import Closed, Timeline
@@ -71,6 +72,11 @@ class Night:
         prefix = f"campaigns/{self.campaign.campaign}"
         await store.put(f"{prefix}/timeline", Timeline(slots).to_json())
         await store.put(f"{prefix}/active", b'{"1": 1, "2": 1}')
+        for file in self.minted.manifest.files:
+            entry = CursorEntry(RETURNED, 1, 1, file.count, file.count, file.count)
+            whole = CursorEntry(RESERVED, 1, 1, 0, file.count, 0)
+            await store.create(cursor_key(file.file, 0), pack_cursor(whole))
+            await store.create(cursor_key(file.file, 1), pack_cursor(entry))
         await write_log(store, 0, blocks_of(self.claims))
         await store.close()
 
@@ -86,7 +92,7 @@ class Night:
         asyncio.run(open_and_work())
 
     def settle(self) -> None:
-        engine = sql.open_engine(self.run.ledger_url)
+        engine = sql.open_engine(self.run.ledger_url(self.run.read_specs()[0]))
         sql.prepare_schema(engine, self.campaign.campaign)
         settler = Settler(
             0, SqlLedger(engine), state=TransferState.CREDITED, wall_ms=SystemClock().wall_ms
@@ -152,7 +158,7 @@ def test_a_broken_equation_is_exit_3_and_shown_with_its_example(
     night.settle()
     run = ("--run", str(night.run.path))
     hongbao("fund", "pay-in", "--all", *run)
-    engine = sql.open_engine(night.run.ledger_url)
+    engine = sql.open_engine(night.run.ledger_url(night.run.read_specs()[0]))
     with engine.begin() as connection:
         serial = night.claims[0].serial
         connection.execute(sa.text("DELETE FROM transfers WHERE serial = :s"), {"s": serial})
@@ -194,7 +200,7 @@ def test_nothing_goes_back_before_every_living_redeem_process_has_closed(
     night.change(live)
     status, text = hongbao(*refund)
     assert (status, "not yet effective on: redeem-a-0" in text) == (75, True)
-    engine = sql.open_engine(night.run.ledger_url)
+    engine = sql.open_engine(night.run.ledger_url(night.run.read_specs()[0]))
     assert {pool.refunded_fen for pool in SqlFund(engine).pools()} == {0}
     engine.dispose()
     night.change(obey)

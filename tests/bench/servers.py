@@ -116,7 +116,7 @@ class Servers:
 
     def credited(self) -> tuple[int, float | None]:
         """Return how many claims were credited and the p99 of open → credited."""
-        engine = sql.open_engine(self.live.run.ledger_url)
+        engine = sql.open_engine(self.live.run.ledger_url(self.live.settings))
         table = sql.credit_latency
         query = sa.select(table.c.bucket, sa.func.sum(table.c.claims)).group_by(table.c.bucket)
         with engine.connect() as connection:

@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hongbao.cli.fund import pay_in_run
 from hongbao.cli.run_dir import RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.domain.errors import NotFound, Rejected
+
+from tests.processes.rainy import Plot, write_campaign
 
 
 def write(folder: Path, text: str) -> Path:
@@ -30,6 +33,9 @@ def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
         ("campaign: a.yaml\naccess_per_zone: 0\n", "access_per_zone"),
         ("campaign: a.yaml\nlease_ttl_s: 0.01\n", "lease_ttl_s"),
         ("campaign: a.yaml\ngateway_port: 70000\n", "gateway_port"),
+        ("campaign: a.yaml\nledger_url: mysql://db/hongbao\n", "ledger_url"),
+        ("campaign: a.yaml\nledger_url: sqlite:///here.db\n", "needs an absolute path"),
+        ("campaign: a.yaml\nledger_url: postgresql://me:pw@db/hongbao\n", "hold no secrets"),
         ("- a\n", "must be a mapping"),
         ("campaign: [\n", "cannot be read"),
     ],
@@ -81,3 +87,23 @@ def test_a_run_remembers_its_processes(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="hongbao up"):
         RunDir(tmp_path).read_specs()
+
+
+def test_the_ledger_lies_in_the_runs_folder_unless_the_settings_name_a_database() -> None:
+    run, settings = RunDir(Path("/run/here")), settings_of(("a",))
+    assert run.ledger_url(settings) == "sqlite:////run/here/ledger.db"
+    elsewhere = settings.model_copy(update={"ledger_url": "postgresql://db/hongbao"})
+    assert run.ledger_url(elsewhere) == "postgresql://db/hongbao"
+
+
+async def test_money_commands_use_the_database_that_the_settings_name(tmp_path: Path) -> None:
+    campaign = write_campaign(tmp_path / "campaign", Plot(seed=1, slots=1, packets_a_slot=40))
+    url = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    path = write(tmp_path, f"campaign: {campaign}\nledger_url: {url}\nrun_dir: {tmp_path}/run\n")
+    settings = read_settings(path)
+    run = RunDir(settings.run_dir)
+    run.path.mkdir()
+    run.write_specs(settings, plan_processes(settings))
+    assert all(new for _, new in await pay_in_run(run.path))
+    assert (tmp_path / "elsewhere.db").exists()
+    assert not (run.path / "ledger.db").exists()

@@ -34,7 +34,7 @@ class Screen:
         self._told = 0
         self._last_line_s = 0.0
         self._ledger_at_s = 0.0
-        self._engine = sql.open_engine(up.run.ledger_url)
+        self._engine = sql.open_engine(up.run.ledger_url(up.settings))
 
     async def observe(self, samples: list[dict[str, Any]]) -> None:
         """Take new samples; look at the ledger once a second."""

@@ -27,7 +27,7 @@ async def run_settle(process: Process) -> None:
     """Settle the shards that this process gets, until SIGTERM."""
     campaign = process.campaign.campaign
     verify_key = role_keyring(process.run, "access").verify_key
-    engine = sql.open_engine(process.run.ledger_url)
+    engine = sql.open_engine(process.run.ledger_url(process.settings))
     await asyncio.to_thread(sql.prepare_schema, engine, campaign)
     ledger = SqlLedger(engine)
     store, metrics = process.open_store(), SettleMetrics()

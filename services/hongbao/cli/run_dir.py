@@ -58,9 +58,9 @@ class RunDir:
     def jwks(self) -> Path:
         return self.keys / "jwks.json"
 
-    @property
-    def ledger_url(self) -> str:
-        return f"sqlite:///{self.path / 'ledger.db'}"
+    def ledger_url(self, settings: UpSettings) -> str:
+        """Return where the money is: the settings' database, else a file of this folder."""
+        return settings.ledger_url or f"sqlite:///{self.path / 'ledger.db'}"
 
     def cache(self, process: str) -> Path:
         return self.path / "cache" / process

@@ -58,7 +58,7 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
             log_store=store,
             coordination=store,
             objects=folder_objects(run.objects),
-            ledger_url=run.ledger_url,
+            ledger_url=run.ledger_url(settings),
             live=live,
         )
     finally:
