@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hongbao.adapters import sql
 from hongbao.audit.findings import EQUATIONS
+from hongbao.domain.cursor import RESERVED, CursorEntry
 from hongbao.domain.errors import Rejected
 from hongbao.domain.ids import Fen
 from hongbao.settle.book import KeyRules
@@ -68,6 +69,26 @@ async def test_a_surplus_beyond_what_was_not_minted_breaks_the_audit(run: Run) -
     run.execute("UPDATE accounts SET debited_fen = debited_fen + 5 WHERE kind = 1 AND owner = 1")
     run.execute("UPDATE accounts SET credited_fen = credited_fen + 5 WHERE kind = 0")
     assert (await run.audit()).line["equations"] == ["surplus_within_paid_in"]
+
+
+async def test_packets_opened_beyond_what_access_reserved_break_the_audit(run: Run) -> None:
+    """An insider who calls Shards.Submit opens tickets that no gateway has ever issued."""
+    claims = await run.play()
+    file = claims[0].file
+    opened = sum(claim.file == file for claim in claims)
+    await run.reserve(file, CursorEntry(RESERVED, 1, 1, 0, opened - 1, 0))
+    report = await run.audit(alive={(1, 1)})
+    assert report.line["equations"] == ["opened_within_reserved"]
+    (broken,) = [verdict for verdict in report.tables.verdicts if not verdict.holds]
+    assert broken.examples == ({"limit": opened - 1, "used": opened, "file": file},)
+
+
+async def test_every_reserved_packet_may_be_opened(run: Run) -> None:
+    claims = await run.play()
+    file = claims[0].file
+    opened = sum(claim.file == file for claim in claims)
+    await run.reserve(file, CursorEntry(RESERVED, 1, 1, 0, opened, 0))
+    assert (await run.audit(alive={(1, 1)})).line["equations"] == "hold"
 
 
 async def test_a_closed_campaign_refunded_all_that_nobody_claimed(run: Run) -> None:

@@ -27,6 +27,7 @@ EQUATIONS: Final = {
     "pools_cover_payments": "per sponsor: paid in ≥ credited + pending + kept back + returned",
     "refunds_within_unclaimed": "per sponsor: refunded ≤ unclaimed (R36)",
     "surplus_within_paid_in": "per sponsor: surplus returned ≤ paid in − minted (R40)",
+    "opened_within_reserved": "per ticket file: opened ≤ records that access reserved (R7)",
     "tickets_reserved_once": "no record of a ticket file was reserved twice (R7)",
 }
 
