@@ -13,11 +13,19 @@ LOOK_AGAIN_S: Final = 0.05
 
 
 async def wait_acked(
-    coordination: Coordination, document: str, role: str, revision: int, wait_s: float
+    coordination: Coordination,
+    document: str,
+    role: str,
+    revision: int,
+    wait_s: float,
+    *,
+    expected: bool = False,
 ) -> list[str]:
     """Wait until every living process of the role has acked; return their names.
 
-    Raises Transient with those that have not when the time is over: the document stays changed.
+    `expected`: processes of the role belong to a run that is up, so that none is a failure too: a
+    process that is being restarted would come back. Raises Transient with those that have not
+    acked when the time is over: the document stays changed.
     """
     waiting: list[str] = []
     try:
@@ -31,13 +39,13 @@ async def wait_acked(
                     if json.loads(fact.value)["revision"] >= revision
                 }
                 waiting = [process for process in living if process not in acked]
-                if not waiting:
+                if not waiting and (living or not expected):
                     return living
                 await asyncio.sleep(LOOK_AGAIN_S)
     except TimeoutError:
         raise Transient(
             f"{document} is changed, but after {wait_s:g} s not yet effective on: "
-            f"{', '.join(waiting) or 'unknown'}"
+            f"{', '.join(waiting) or f'any {role} process, none lives'}"
         ) from None
 
 

@@ -191,7 +191,7 @@ def _deny(up: Rain, key_id: KeyId) -> Callable[[], Awaitable[str]]:
             up.store, campaign, lambda lists: deny_keys(lists, [key_id])
         )
         document = document_name(campaign)
-        obeying = await wait_acked(up.store, document, "redeem", revision, ACK_S_MAX)
+        obeying = await wait_acked(up.store, document, "redeem", revision, ACK_S_MAX, expected=True)
         return f"key {key_id} denied, effective on {len(obeying)} processes"
 
     return act

@@ -6,10 +6,10 @@ Exit codes: 0 done, 2 refused, 75 somebody else changed the lists at the same ti
 import asyncio
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -34,6 +34,9 @@ from hongbao.domain.manifest import Manifest, parse_manifest
 from hongbao.domain.money import format_yuan
 from hongbao.domain.ticket import KEY_ID_MAX
 from hongbao.shards.ports import Coordination
+
+if TYPE_CHECKING:
+    from hongbao.cli.stores import Stores
 
 TRIES_MAX = 5
 WAIT_S = 10.0
@@ -122,7 +125,7 @@ def deny(key: KeyIds, run: Run = Path("out/run"), wait_s: WaitS = WAIT_S) -> Non
         hongbao keys deny 20-30 41 --run out/run
     """
     ids = parse_key_ids(key)
-    _show_lists(asyncio.run(_change_run(run, lambda lists: deny_keys(lists, ids), wait_s)))
+    _show_lists(asyncio.run(_change_run(run, ids, lambda lists: deny_keys(lists, ids), wait_s)))
 
 
 @app.command()
@@ -153,7 +156,7 @@ def allow(
         raise typer.BadParameter("name keys, or say --all")
     ids = parse_key_ids(key or [])
     _show_lists(
-        asyncio.run(_change_run(run, lambda lists: allow_keys(lists, ids, only=only), wait_s))
+        asyncio.run(_change_run(run, ids, lambda lists: allow_keys(lists, ids, only=only), wait_s))
     )
 
 
@@ -174,14 +177,19 @@ async def _read_run(run: Path) -> tuple[list[_KeyRow], KeyLists]:
     async with stores.open_stores(run) as opened:
         campaign = opened.campaign.campaign
         lists = parse_key_lists((await opened.coordination.read(document_name(campaign))).value)
-        verify_key = read_public_key(opened.run.keys / "access.keys")
-        rows: list[_KeyRow] = []
-        for name in await opened.objects.names(campaign):
-            if name.endswith("/manifest.json"):
-                signature = await opened.objects.get(name.removesuffix("json") + "sig")
-                data = await opened.objects.get(name)
-                rows += _rows(parse_manifest(data, signature, verify_key), lists)
+        rows = [row for one in await _read_manifests(opened) for row in _rows(one, lists)]
     return sorted(rows, key=lambda row: row.key_id), lists
+
+
+async def _read_manifests(opened: "Stores") -> list[Manifest]:
+    """Return the verified manifests of a run. Raises Corrupt for a bad signature."""
+    verify_key = read_public_key(opened.run.keys / "access.keys")
+    found = []
+    for name in await opened.objects.names(opened.campaign.campaign):
+        if name.endswith("/manifest.json"):
+            signature = await opened.objects.get(name.removesuffix("json") + "sig")
+            found.append(parse_manifest(await opened.objects.get(name), signature, verify_key))
+    return found
 
 
 def _rows(manifest: Manifest, lists: KeyLists) -> list[_KeyRow]:
@@ -200,16 +208,29 @@ def _rows(manifest: Manifest, lists: KeyLists) -> list[_KeyRow]:
     ]
 
 
-async def _change_run(run: Path, edit: Callable[[KeyLists], KeyLists], wait_s: float) -> KeyLists:
+async def _change_run(
+    run: Path, ids: Iterable[KeyId], edit: Callable[[KeyLists], KeyLists], wait_s: float
+) -> KeyLists:
     from hongbao.cli import stores
 
     async with stores.open_stores(run) as opened:
         campaign = opened.campaign.campaign
+        used = {use.key_id for one in await _read_manifests(opened) for use in one.keys}
+        _warn_unused(ids, used)
         lists, revision = await change_key_lists(opened.coordination, campaign, edit)
         if wait_s and opened.live:
             document = document_name(campaign)
-            await wait_acked(opened.coordination, document, "redeem", revision, wait_s)
+            await wait_acked(
+                opened.coordination, document, "redeem", revision, wait_s, expected=True
+            )
         return lists
+
+
+def _warn_unused(ids: Iterable[KeyId], used: Collection[KeyId]) -> None:
+    """Tell of keys that guard nothing: mistyped, or a spare one denied before its use."""
+    if unused := sorted(set(ids) - set(used)):
+        numbers = " ".join(map(str, unused))
+        typer.echo(f"warning: no packet of this run is under key {numbers}", err=True)
 
 
 async def change_key_lists(

@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "switch": "switch:app",
     "audit": "audit:audit",
     "fund": "fund:app",
+    "quarantine": "quarantine:app",
     "report": "report:report",
     "demo": "demo:demo",
     "role": "role:role",
@@ -76,6 +77,12 @@ def main() -> None:
     """Run the command line; exit 2 for wrong input, 75 for "try again", 1 for all else."""
     try:
         app()
+    except OSError as error:
+        if sys.argv[1:2] == ["role"]:
+            raise  # nobody sits there: the trace belongs into the process's log
+        what = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {what}{error.strerror or error}", err=True)
+        sys.exit(EXIT_FAILED)
     except HongbaoError as error:
         where = getattr(error, "field", "")
         typer.echo(f"error: {where + ': ' if where else ''}{error}", err=True)

@@ -192,6 +192,8 @@ def _write(
         return
     until = f" until {_moment(setting.expires_at_ms)}" if setting.expires_at_ms else ""
     where = "" if effective_on is None else f", effective on {len(effective_on)} processes"
+    if effective_on == []:
+        where = f"; no {spec.role} process lives: it holds as soon as one starts"
     typer.echo(f"{spec.name} is {show_value(setting.value)}{until}{where}")
 
 

@@ -3,12 +3,13 @@
 Either a run on this machine (`--run`), which knows all three, or options that name them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.cli.campaign_input import require_campaign
@@ -23,6 +24,7 @@ from hongbao.domain.errors import NotFound, Rejected
 from hongbao.domain.ids import CampaignId
 
 RUN_DIR = Path("out/run")
+GIVE_UP_S = 10.0  # a person waits: long enough for a gateway that is started again
 
 RunOption = Annotated[Path, typer.Option("--run", help="A run of `hongbao up` on this machine.")]
 GatewayOption = Annotated[
@@ -57,7 +59,23 @@ class Target:
         """Return a client of one user, who shows `jwt` or one signed here."""
         own: Callable[[], str] = (lambda: jwt) if jwt else (lambda: self.jwt_of(user))
         draw = seeded_draw(self.clock.wall_ms() ^ user)
-        return HongbaoClient(self.gateways, self.campaign, own, tokens=tokens, draw=draw)
+        tell_waits(self.gateways)
+        return HongbaoClient(
+            self.gateways, self.campaign, own, tokens=tokens, give_up_s=GIVE_UP_S, draw=draw
+        )
+
+
+def tell_waits(gateways: Sequence[Gateway]) -> None:
+    """Say once, in words, that calls are repeated; what ends it is said by the error."""
+    said: list[str] = []
+
+    def hook(details: RetryDetails) -> None:
+        if not said:
+            addresses = ", ".join(f"{one.host}:{one.port}" for one in gateways)
+            said.append(f"no answer from {addresses} yet, trying for {GIVE_UP_S:g} s …")
+            typer.echo(said[0], err=True)
+
+    set_on_retry_hooks([hook])
 
 
 def find_target(
