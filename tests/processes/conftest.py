@@ -23,6 +23,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     if report.failed and item.path.is_relative_to(_HERE):
         seed = os.environ.get(SEED_VARIABLE, SEED)
-        command = f"{SEED_VARIABLE}={seed} .venv/bin/python -m pytest '{item.nodeid.removesuffix('@processes')}'"
+        test = item.nodeid.removesuffix("@processes")
+        command = f"{SEED_VARIABLE}={seed} .venv/bin/python -m pytest '{test}'"
         report.sections.append(("repeat this with", command))
     return report
