@@ -1,12 +1,15 @@
 """Documents of Coordination: effective at once, acknowledged, last known good (F20, R46)."""
 
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import structlog.testing
-from hongbao.domain.errors import Corrupt, Rejected, Transient, Unauthenticated
+from hongbao.adapters.memory import MemoryStore
+from hongbao.domain.errors import Ambiguous, Corrupt, Rejected, Transient, Unauthenticated
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.flights import Flights
 from hongbao.redeem.role import RedeemRole, RedeemSecrets
@@ -64,18 +67,69 @@ async def test_the_ack_of_a_denied_key_waits_for_opens_that_are_under_way(world:
     assert call.done()
 
 
-async def test_the_ack_waits_a_while_for_a_cancelled_open(world: World) -> None:
-    """F20: whether a cancelled open becomes durable is not known."""
-    world.gate.clear()
+class StuckLog:
+    """Is a log whose next `create` waits until `free` is set."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.get, self.scan, self.put_many = store.get, store.scan, store.put_many
+        self.store = store
+        self.free, self.stuck = asyncio.Event(), asyncio.Event()
+        self.free.set()
+
+    async def create(self, key: bytes, value: bytes) -> bool:
+        self.stuck.set()
+        await self.free.wait()
+        return await self.store.create(key, value)
+
+
+@contextlib.asynccontextmanager
+async def stuck_open(world: World) -> AsyncIterator[StuckLog]:
+    """Give up waiting for an open whose block is decided and does not reach the log."""
+    log = StuckLog(world.store)
+    await world.take_over(0, epoch=10, store=log)
+    log.free.clear()
+    log.stuck.clear()
     call = asyncio.create_task(world.open())
-    await asyncio.sleep(0)
+    await log.stuck.wait()
     call.cancel()
-    revision = await world.deny(key_of(world.record()))
-    ack = asyncio.create_task(world.acked(KEYS, revision))
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert not ack.done()
-    await ack
+    yield log
+    log.free.set()
+
+
+async def early(world: World, revision: int) -> bool:
+    """Say whether the revision is acknowledged although nothing has happened."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await world.acked(KEYS, revision)
+            return True
+    return False
+
+
+async def test_the_ack_waits_for_a_block_on_its_way_although_its_caller_is_gone(
+    world: World,
+) -> None:
+    """F20: not for some time, but until the block's outcome is known."""
+    async with stuck_open(world) as log:
+        revision = await world.deny(key_of(world.record()))
+        acked_early, claims_early = await early(world, revision), await world.claims()
+        log.free.set()
+        await world.acked(KEYS, revision)
+        assert not acked_early
+        assert (len(claims_early), len(await world.claims())) == (0, 1)
+
+
+async def test_the_ack_of_a_block_that_its_owner_gave_up_waits_for_the_next_owner(
+    world: World,
+) -> None:
+    """F20: until somebody has taken the shard over, the block may still come."""
+    async with stuck_open(world) as log:
+        await world.owners[0].stop(Ambiguous("no answer about the block"))
+        revision = await world.deny(key_of(world.record()))
+        acked_early = await early(world, revision)
+        log.free.set()
+        await world.take_over(0, epoch=11)
+        await world.acked(KEYS, revision)
+        assert not acked_early
 
 
 async def test_an_owner_refuses_operations_under_a_key_that_was_denied_meanwhile(
@@ -247,7 +301,7 @@ async def test_another_set_of_schemes_takes_effect_at_once(world: World) -> None
 
 async def test_settled_waits_for_older_opens_only() -> None:
     """F20: or a change would never be acknowledged under load."""
-    flights = Flights(unknown_outcome_s=60)
+    flights = Flights()
     older = flights.enter()
     settled = asyncio.create_task(flights.settled())
     await asyncio.sleep(0)
@@ -261,7 +315,7 @@ async def test_settled_waits_for_older_opens_only() -> None:
 
 
 async def test_two_who_wait_for_older_opens_are_both_told() -> None:
-    flights = Flights(unknown_outcome_s=60)
+    flights = Flights()
     older = flights.enter()
     first = asyncio.create_task(flights.settled())
     await asyncio.sleep(0)

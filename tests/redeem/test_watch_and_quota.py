@@ -9,6 +9,7 @@ import pytest
 from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.errors import Transient
 from hongbao.domain.ids import CampaignId
+from hongbao.redeem.barrier import BlockBarrier
 from hongbao.redeem.facts import Facts
 from hongbao.redeem.flights import Flights
 from hongbao.redeem.limits import RedeemLimits
@@ -46,10 +47,20 @@ class BreakingStore(MemoryStore):
                 raise self.error
 
 
+async def never(_plane: str, _shard: int, _operation: bytes) -> bytes:
+    raise AssertionError("without manifests there is no shard to ask")
+
+
 def watch_over(store: MemoryStore) -> tuple[Facts, FactsWatch]:
     facts = Facts(CAMPAIGN, [], LIMITS)
     watch = FactsWatch(
-        store, facts, Flights(0.01), campaign=CAMPAIGN, process="redeem-a-0", retry_s=0.001
+        store,
+        facts,
+        Flights(),
+        BlockBarrier(never, "claims", [], 0.001),
+        campaign=CAMPAIGN,
+        process="redeem-a-0",
+        retry_s=0.001,
     )
     return facts, watch
 

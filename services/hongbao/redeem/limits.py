@@ -21,9 +21,6 @@ class RedeemLimits:
     epoch_reads_per_s: int = 20
     """Reads of unknown pods' epochs: tokens cost an attacker nothing, reads cost us something."""
 
-    unknown_outcome_s: float = 2.0
-    """An open without a known outcome counts as under way this long: more than a block takes."""
-
     in_flight_max: int = 4096
     """Opens that wait for their claims shard; one more is refused as Overloaded."""
 

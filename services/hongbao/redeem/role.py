@@ -13,6 +13,7 @@ from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.manifest import Manifest
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.alarms import FailureAlarms
+from hongbao.redeem.barrier import BlockBarrier
 from hongbao.redeem.epochs import EpochReader
 from hongbao.redeem.facts import Facts
 from hongbao.redeem.flights import Flights
@@ -65,7 +66,8 @@ class RedeemRole:
         self._slot_keys: Final = SlotKeys(campaign, secrets.ticket_masters, manifests)
         binding_keys = BindingKeys(secrets.token_root, limits.binding_keys_max)
         self._judge: Final = Judge(campaign, self.facts, self._slot_keys, binding_keys, manifests)
-        self._flights: Final = Flights(limits.unknown_outcome_s)
+        self._flights: Final = Flights()
+        self._barrier: Final = BlockBarrier(submit, PLANE, manifests, limits.transient_retry_s)
         self._alarms: Final = FailureAlarms(
             failures_alarm=limits.failures_alarm,
             window_s=limits.failures_window_s,
@@ -98,6 +100,7 @@ class RedeemRole:
             retry_s=limits.watch_retry_s,
         )
         self._quota: Final = QuotaMeter(
+            self._barrier,
             coordination,
             self._service.counts,
             campaign=campaign,
@@ -163,6 +166,7 @@ class RedeemRole:
             "shed": counts.shed,
             "failed": counts.failed,
             "in_flight": self._flights.count,
+        self._barrier.use_manifests(manifests)
             "alarms": self._alarms.raised,
             "opens_per_s_capacity": round(self._quota.opens_per_s),
         }

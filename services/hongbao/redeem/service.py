@@ -119,13 +119,8 @@ class OpenService:
             if isinstance(admitted, Refusal):
                 raise self._refused(admitted)
             result = await self._claim(admitted)
-        except (Rejected, Overloaded, Corrupt):
+        finally:
             self._flights.leave(generation)
-            raise
-        except BaseException:
-            self._flights.leave_later(generation)
-            raise
-        self._flights.leave(generation)
         return self._reply(admitted, result)
 
     def user_of(self, request: redeem_pb2.OpenRequest) -> int:

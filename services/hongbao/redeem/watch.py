@@ -1,7 +1,8 @@
 """Owns following Coordination: documents into `Facts`, and acks out of it.
 
 A document that is broken is logged and not acknowledged; the last known good stays in force
-(design §6). A change is acknowledged once every open that began before it has ended (F20).
+(design §6). A change is acknowledged once every open that began before it has ended, and no
+block that was decided before it is still on its way to the log (F20).
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from hongbao.api.switches import PREFIX as SWITCHES
 from hongbao.api.switches import find_switch
 from hongbao.domain.errors import Corrupt, HongbaoError, Rejected
 from hongbao.domain.ids import CampaignId
+from hongbao.redeem.barrier import BlockBarrier
 from hongbao.redeem.facts import PODS, Facts
 from hongbao.redeem.flights import Flights
 from hongbao.shards.ports import Coordination, Versioned
@@ -33,6 +35,7 @@ class FactsWatch:
         coordination: Coordination,
         facts: Facts,
         flights: Flights,
+        barrier: BlockBarrier,
         *,
         campaign: CampaignId,
         process: str,
@@ -41,6 +44,7 @@ class FactsWatch:
         self._coordination: Final = coordination
         self._facts: Final = facts
         self._flights: Final = flights
+        self._barrier: Final = barrier
         self._process: Final = process
         self._retry_s: Final = retry_s
         self._campaign_prefix: Final = f"campaigns/{campaign}/"
@@ -118,6 +122,7 @@ class FactsWatch:
             self._ack_wanted.clear()
             due, self._to_ack = self._to_ack, {}
             await self._flights.settled()
+            await self._barrier.passed()
             for key, revision in due.items():
                 await self._write_ack(key, revision)
 
