@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ from hongbao.cli.prepare import Prepared, Step
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings, read_settings
+from hongbao.cli.up_screen import Rates, build_screen, tell_owing
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Rejected
 from hongbao.domain.timeline import Timeline
@@ -121,23 +123,23 @@ async def _serve(
     async with rain(settings, run, campaign, prepared, timeline) as live:
         for gateway in live.gateways():
             console.print(f"gateway {gateway.zone}: http://{gateway.host}:{gateway.port}")
+        if owing := await tell_owing(live):
+            console.print(f"[yellow]{owing}[/]", highlight=False)
         console.print(f"run: {run.path} — Ctrl-C drains")
+        rates = Rates()
+        following = asyncio.create_task(rates.follow(live))
         with Live(console=console, refresh_per_second=2, transient=True) as screen:
             while not stop.is_set():
-                screen.update(_processes(live))
+                screen.update(_show(live, rates.per_s))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), REFRESH_S)
+        following.cancel()
         console.print("draining …")
     console.print(f"drained; `hongbao audit --run {run.path}` proves the money")
 
 
-def _processes(live: Rain) -> Table:
-    table = Table("process", "zone", "pid", "port")
-    for spec in live.specs:
-        pid = live.supervisor.pid(spec.process)
-        table.add_row(
-            spec.process, spec.zone, str(pid or "down"), str(spec.ports.get("public", ""))
-        )
+def _show(live: Rain, rates: Mapping[str, float]) -> Table:
     slot = live.timeline.slot_at(live.clock.wall_ms())
-    table.caption = f"slot {slot.slot} {slot.name}" if slot else "no slot is open"
-    return table
+    caption = f"slot {slot.slot} {slot.name}" if slot else "no slot is open"
+    pids = {spec.process: live.supervisor.pid(spec.process) for spec in live.specs}
+    return build_screen(live.specs, pids, live.supervisor.deaths, rates, caption)
