@@ -23,6 +23,7 @@ from hongbao.domain.ids import SlotNumber
 from hongbao.domain.script import plan_campaign
 from hongbao.domain.timeline import Closed, Timeline
 from hongbao.mint.scheme import mint_scheme
+from hongbao.settle.book import KeyRules
 from hongbao.settle.ports import TransferState
 from hongbao.settle.settler import Settler
 
@@ -91,13 +92,13 @@ class Night:
 
         asyncio.run(open_and_work())
 
-    def settle(self) -> None:
+    def settle(self, keys: KeyRules | None = None) -> None:
         engine = sql.open_engine(self.run.ledger_url(self.run.read_specs()[0]))
         sql.prepare_schema(engine, self.campaign.campaign)
         settler = Settler(
             0, SqlLedger(engine), state=TransferState.CREDITED, wall_ms=SystemClock().wall_ms
         )
-        settler.settle(blocks_of(self.claims), book_of(self.minted))
+        settler.settle(blocks_of(self.claims), book_of(self.minted, keys=keys))
         engine.dispose()
 
 
@@ -237,6 +238,44 @@ def test_a_wrong_pay_in_is_exit_2_and_says_which_field(tmp_path: Path, hongbao: 
     assert hongbao("fund", "pay-in", "--all", *run)[0] == 0
     status, text = hongbao("fund", "pay-in", "dairy", "0.01", "--reference", "again", *run)
     assert (status, text.startswith("error: amount: sponsor")) == (2, True), text
+
+
+def test_a_quarantined_claim_is_listed_released_and_the_audit_holds(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    """As found: quarantine had no way out."""
+    night = Night(tmp_path)
+    denied = night.claims[0].key_id
+    night.settle(KeyRules(denied=frozenset({denied})))
+    run = ("--run", str(night.run.path))
+    hongbao("fund", "pay-in", "--all", *run)
+    rows = json.loads(hongbao("quarantine", "list", *run, "--json")[1])["claims"]
+    assert {row["reason"] for row in rows} == {"key_denied"}
+    assert len(rows) == sum(claim.key_id == denied for claim in night.claims)
+
+    def keys(deny: list[int]) -> None:
+        document = json.dumps({"deny": deny, "allow": None}).encode()
+
+        async def write(store: LmdbStore) -> None:
+            await store.put(f"campaigns/{night.campaign.campaign}/keys", document)
+
+        night.change(write)
+
+    serial = rows[0]["serial"]
+    release = ("quarantine", "release", str(serial), "--why", "it did not leak", *run)
+    keys([denied])
+    status, text = hongbao(*release)
+    assert (status, "still fails: key_denied" in text) == (2, True)
+    keys([])
+    assert "(was released" not in hongbao(*release)[1]
+    assert json.loads(hongbao(*release, "--json")[1])["new"] is False
+    assert len(json.loads(hongbao("quarantine", "list", *run, "--json")[1])["claims"]) + 1 == len(
+        rows
+    )
+    assert "key_denied" in hongbao("quarantine", "list", "--all", *run)[1]
+    status, text = hongbao("audit", *run, "--json")
+    assert (status, json.loads(text)["equations"]) == (0, "hold")
+    assert hongbao("quarantine", "release", "999999999", "--why", "x", *run)[0] == 2
 
 
 def test_a_folder_without_a_run_is_exit_2(tmp_path: Path, hongbao: Command) -> None:

@@ -83,6 +83,13 @@ quarantine = sa.Table(
     _column("at_ms"),
 )
 sa.Index("quarantine_serial", quarantine.c.serial)
+releases = sa.Table(  # quarantined packets that a person let be paid
+    "releases",
+    metadata,
+    _column("serial", Id, key=True),
+    _column("why", sa.Text),
+    _column("at_ms"),
+)
 positions = sa.Table(  # of the next block of a claims shard to settle
     "positions",
     metadata,

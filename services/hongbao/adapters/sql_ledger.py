@@ -70,7 +70,7 @@ class SqlLedger:
             if posting.quarantined:
                 self._insert_quarantine(connection, posting.quarantined, posting.posted_at_ms)
             if posting.state is TransferState.CREDITED:
-                self._book(connection, posting.shard, posting.transfers, posting.posted_at_ms)
+                book_credits(connection, posting.shard, posting.transfers, posting.posted_at_ms)
         return Posted.POSTED
 
     def find_transfers(self, serials: Sequence[int]) -> list[Transfer]:
@@ -106,7 +106,7 @@ class SqlLedger:
                 for transfer in sorted(transfers)
                 if _leave_pending(connection, transfer, TransferState.CREDITED, at_ms)
             ]
-            self._book(connection, shard, credited, at_ms)
+            book_credits(connection, shard, credited, at_ms)
 
     def refuse(self, transfer: Transfer, quarantined: Quarantined, at_ms: int) -> None:
         """Mark a pending transfer as refused and keep the evidence; skip if not pending."""
@@ -153,29 +153,30 @@ class SqlLedger:
         rows = [dict(zip(QUARANTINE_COLUMNS, (*row, at_ms), strict=True)) for row in quarantined]
         connection.execute(sql.insert(connection, sql.quarantine).on_conflict_do_nothing(), rows)
 
-    def _book(
-        self, connection: sa.Connection, shard: int, transfers: Sequence[Transfer], at_ms: int
-    ) -> None:
-        """Move the money of credited transfers between the accounts and count their latency."""
-        debits: Counter[int] = Counter()
-        credits: Counter[int] = Counter()
-        for transfer in transfers:
-            debits[transfer.sponsor] += transfer.amount_fen
-            credits[transfer.user] += transfer.amount_fen
-        sql.add_to_accounts(
-            connection,
-            [(AccountKind.SPONSOR, sponsor, debits[sponsor], 0) for sponsor in sorted(debits)]
-            + [(AccountKind.USER, user, 0, credits[user]) for user in sorted(credits)],
+
+def book_credits(
+    connection: sa.Connection, shard: int, transfers: Sequence[Transfer], at_ms: int
+) -> None:
+    """Move the money of credited transfers between the accounts and count their latency."""
+    debits: Counter[int] = Counter()
+    credits: Counter[int] = Counter()
+    for transfer in transfers:
+        debits[transfer.sponsor] += transfer.amount_fen
+        credits[transfer.user] += transfer.amount_fen
+    sql.add_to_accounts(
+        connection,
+        [(AccountKind.SPONSOR, sponsor, debits[sponsor], 0) for sponsor in sorted(debits)]
+        + [(AccountKind.USER, user, 0, credits[user]) for user in sorted(credits)],
+    )
+    rows = [{"shard": shard, **row._asdict()} for row in count_latency(transfers, at_ms)]
+    if rows:
+        table = sql.credit_latency
+        statement = sql.insert(connection, table)
+        claims = table.c.claims + statement.excluded.claims
+        keys = ["shard", "second", "bucket"]
+        connection.execute(
+            statement.on_conflict_do_update(index_elements=keys, set_={"claims": claims}), rows
         )
-        rows = [{"shard": shard, **row._asdict()} for row in count_latency(transfers, at_ms)]
-        if rows:
-            table = sql.credit_latency
-            statement = sql.insert(connection, table)
-            claims = table.c.claims + statement.excluded.claims
-            keys = ["shard", "second", "bucket"]
-            connection.execute(
-                statement.on_conflict_do_update(index_elements=keys, set_={"claims": claims}), rows
-            )
 
 
 def _position(connection: sa.Connection, shard: int) -> int:
