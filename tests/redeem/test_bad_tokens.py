@@ -6,12 +6,13 @@ from hashlib import shake_256
 import pytest
 from hongbao.adapters.memory import MemoryStore
 from hongbao.cipher.derive import binding_key
-from hongbao.domain.errors import Unauthenticated
+from hongbao.domain.errors import Transient, Unauthenticated
 from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.ticket import TOKEN_BYTES, campaign_hash
 from hongbao.domain.token import seal_claim, seal_session
 from hongbao.redeem.epochs import EpochReader
 from hongbao.redeem.judge import Cause
+from hongbao.redeem.limits import RedeemLimits
 from hongbao.shards.ports import Versioned
 
 from tests.redeem.world import EPOCH, HASH, SLOT_MS, START_MS, USER, World
@@ -68,10 +69,6 @@ BAD_TOKENS: dict[str, tuple[Cause, Callable[[World], bytes]]] = {
         ),
     ),
     "expired": (Cause.EXPIRED, lambda world: world.token(expiry_s=world.clock.now_ms // 1000)),
-    "of a slot that has not started": (
-        Cause.SLOT,
-        lambda world: world.token(world.record(slot=2)),
-    ),
     "of a slot that does not exist": (
         Cause.SLOT,
         lambda world: world.token(world.record()[:2] + b"\0\x09" + world.record()[4:]),
@@ -166,13 +163,30 @@ async def test_keys_of_a_slot_load_when_it_starts_and_not_before(world: World) -
     """Threat model, early leak of files: a token of the next slot is as good as noise."""
     token = world.token(world.record(slot=2))
     keys = world.role._slot_keys
-    world.clock.now_ms = START_MS + SLOT_MS - 1
-    await refused(world, token)
+    world.clock.now_ms = START_MS + SLOT_MS - 2001
+    with pytest.raises(Transient):
+        await world.open(token)
     await world.open()
     assert keys.loaded_slots == [1]
-    world.clock.now_ms = START_MS + SLOT_MS
+    world.clock.now_ms = START_MS + SLOT_MS - 2000
     assert (await world.open(token)).amount_fen > 0
     assert keys.loaded_slots == [1, 2]
+
+
+@pytest.mark.parametrize(("early_ms", "wait_s"), [(1, 0.001), (60_000, 5.0)])
+async def test_a_good_token_that_comes_before_its_slot_by_our_clock_may_come_again(
+    world: World, early_ms: int, wait_s: float
+) -> None:
+    """F9: clocks differ; a client drops a token that is refused, and with it the packet."""
+    token = world.token(world.record(slot=2))
+    world.clock.now_ms = START_MS + SLOT_MS - 2000 - early_ms
+    with pytest.raises(Transient) as caught:
+        await world.open(token)
+    assert caught.value.retry_after_s == wait_s
+    assert world.role.counters()["early"] == 1
+    await refused(world, token, user=USER + 1)  # without a good MAC it is as bad as any
+    world.clock.now_ms += early_ms
+    assert (await world.open(token)).amount_fen > 0
 
 
 async def test_every_bad_session_gets_one_answer(world: World) -> None:
@@ -218,7 +232,7 @@ async def test_noise_without_a_good_mac_raises_no_alarm_in_the_name_of_a_key(
 
 
 async def test_tokens_of_unknown_pods_cost_only_so_many_reads_a_second(world: World) -> None:
-    """Threat model, token flood: a stranger chooses the pod, we choose how often to look."""
+    """A storm of new epochs: more tokens than looks are told to come again, none is refused."""
 
     class CountedReads(MemoryStore):
         reads = 0
@@ -231,8 +245,29 @@ async def test_tokens_of_unknown_pods_cost_only_so_many_reads_a_second(world: Wo
     epochs = EpochReader(
         store, world.role.facts, reads_per_s=20, monotonic_s=world.clock.monotonic_s
     )
-    assert not any([await epochs.exists(pod, 1) for pod in range(100, 200)])
+    assert not any([await epochs.exists(pod, 1) for pod in range(100, 120)])
+    with pytest.raises(Transient):
+        await epochs.exists(120, 1)
     assert store.reads == 20
     world.clock.now_ms += 1000
     await epochs.exists(100, 1)
     assert store.reads == 21
+
+
+async def test_a_stranger_who_makes_up_epochs_causes_no_reads_and_empties_no_cache(
+    world: World,
+) -> None:
+    """Threat model, token flood: the MAC is proved before anything is looked up."""
+    limits, reads = RedeemLimits(), world.store.read
+    looked_up: list[str] = []
+
+    async def read(key: str) -> Versioned:
+        looked_up.append(key)
+        return await reads(key)
+
+    world.store.read = read  # type: ignore[method-assign]
+    for epoch in range(limits.epoch_reads_per_s + 5):
+        await refused(world, world.token(epoch=EPOCH + 1 + epoch, user=USER + 1))
+    assert [key for key in looked_up if key.startswith("pods/")] == []
+    await world.store.put("pods/1/epoch", str(EPOCH + 1).encode())
+    assert (await world.open(world.token(epoch=EPOCH + 1))).amount_fen > 0

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from hongbao.domain.errors import Transient
 from hongbao.redeem.facts import Facts, epoch_key
 from hongbao.shards.ports import Coordination
 
@@ -26,12 +27,15 @@ class EpochReader:
         self._reads = 0
 
     async def exists(self, pod: int, epoch: int) -> bool:
-        """Return whether the pod has reached the epoch; False without a look past the rate."""
+        """Return whether the pod has reached the epoch. Raises Transient past the rate."""
         now_s = self._monotonic_s()
         if now_s >= self._second_ends_s:
             self._second_ends_s, self._reads = now_s + 1, 0
         if self._reads >= self._reads_per_s:
-            return False
+            raise Transient(
+                f"{self._reads_per_s} epochs were looked up in this second",
+                retry_after_s=self._second_ends_s - now_s,
+            )
         self._reads += 1
         found = await self._coordination.read(epoch_key(pod))
         if found.value:

@@ -79,5 +79,9 @@ class BindingKeys:
         if key is None:
             if len(self._keys) >= self._keys_max:
                 self._keys.pop(next(iter(self._keys)))
-            key = self._keys[pod, epoch] = binding_key(self._token_root, pod, epoch)
+            key = self._keys[pod, epoch] = self.derive(pod, epoch)
         return key
+
+    def derive(self, pod: int, epoch: int) -> bytes:
+        """Return the key and forget it: a stranger who names epochs must not empty the cache."""
+        return binding_key(self._token_root, pod, epoch)

@@ -9,8 +9,11 @@ from hongbao.domain.timeline import OPEN_GRACE_MS
 class RedeemLimits:
     """Bounds waits, caches and alarms of one redeem process."""
 
-    slot_lead_ms: int = 0
-    """A slot's keys load this long before it starts: the clocks of access may run ahead."""
+    slot_lead_ms: int = 2000
+    """A slot's keys load this long before it starts: clocks of access may run so far ahead."""
+
+    early_retry_s_max: float = 5.0
+    """Longest wait told to a good token of a slot that has not started by our clock."""
 
     open_grace_ms: int = OPEN_GRACE_MS
     """Tokens of a slot are good this long after its end, whatever expiry a pod wrote into them."""
@@ -19,7 +22,7 @@ class RedeemLimits:
     """Cached keys of (pod, epoch), 32 bytes each; one more drops the oldest."""
 
     epoch_reads_per_s: int = 20
-    """Reads of unknown pods' epochs: tokens cost an attacker nothing, reads cost us something."""
+    """Reads for epochs that the watch has not brought yet; the first one brings them for all."""
 
     in_flight_max: int = 4096
     """Opens that wait for their claims shard; one more is refused as Overloaded."""

@@ -177,4 +177,5 @@ class RedeemRole:
             try:
                 await self._quota.publish()
             except HongbaoError as error:
+            "early": counts.early,
                 log.warning("quota_not_published", error=str(error))

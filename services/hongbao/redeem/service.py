@@ -29,7 +29,7 @@ from hongbao.redeem.alarms import FailureAlarms
 from hongbao.redeem.epochs import EpochReader
 from hongbao.redeem.facts import Facts
 from hongbao.redeem.flights import Flights
-from hongbao.redeem.judge import Admitted, Cause, Judge, Refusal
+from hongbao.redeem.judge import Admitted, Cause, Early, Judge, Refusal
 from hongbao.redeem.limits import RedeemLimits
 from hongbao.redeem.machine import ClaimOutcome, parse_result
 
@@ -55,6 +55,7 @@ class OpenCounts:
     opened_fen: int = 0
     repeated: int = 0
     already_opened: int = 0
+    early: int = 0
     shed: int = 0
     failed: int = 0  # by us, not by the caller
     open_s: float = 0.0  # time that the opens above waited for durability, in total
@@ -83,7 +84,7 @@ class OpenService:
         self._campaign_hash: Final = campaign_hash(campaign)
         self._session_key: Final = session_key
         self._facts: Final = facts
-        self._judge: Final = judge.judge
+        self._judge: Final = judge
         self._epochs: Final = epochs
         self._flights: Final = flights
         self._alarms: Final = alarms
@@ -106,18 +107,16 @@ class OpenService:
         head = _parse_claim_head(claim_token)
         if head is None:
             raise self._refused(Refusal(Cause.MALFORMED))
-        if self._facts.epochs.get(head.pod, -1) < head.epoch and not await self._epochs.exists(
-            head.pod, head.epoch
-        ):
-            raise self._refused(Refusal(Cause.EPOCH))
+        if self._facts.epochs.get(head.pod, -1) < head.epoch:
+            await self._learn_epoch(claim_token, head, user)
         generation = self._flights.enter()
         # From here to the submission nothing waits, so the facts that are judged by stay true.
         try:
             if self._facts.closed:
                 raise Rejected(CLOSED, field="campaign")
-            admitted = self._judge(claim_token, head, user, now_ms)
-            if isinstance(admitted, Refusal):
-                raise self._refused(admitted)
+            admitted = self._judge.judge(claim_token, head, user, now_ms)
+            if not isinstance(admitted, Admitted):
+                raise self._not_admitted(admitted)
             result = await self._claim(admitted)
         finally:
             self._flights.leave(generation)
@@ -147,6 +146,13 @@ class OpenService:
         if self._facts.switches.value("open_pause", now_ms):
             raise Transient("opens are paused")
         return session.user
+
+    async def _learn_epoch(self, claim_token: bytes, head: token.ClaimHead, user: int) -> None:
+        """Look up an epoch that the watch has not brought yet, once the MAC is proved."""
+        if not self._judge.sealed(claim_token, head, user):
+            raise self._refused(Refusal(Cause.MAC))
+        if not await self._epochs.exists(head.pod, head.epoch):
+            raise self._refused(Refusal(Cause.EPOCH))
 
     async def _claim(self, admitted: Admitted) -> bytes:
         """Ask the owner of the shard; count the time and whatever is our fault."""
