@@ -47,13 +47,13 @@ class Refusal(NamedTuple):
     pod: int = 0
 
 
-class Admitted(NamedTuple):
 class Early(NamedTuple):
     """Is a token that our keys sealed for a slot which has not started by this clock."""
 
     wait_ms: int
 
 
+class Admitted(NamedTuple):
     """Is a good token: what to ask the owner of which shard."""
 
     claims_shard: int
@@ -79,19 +79,19 @@ class Judge:
         self._facts: Final = facts
         self._slot_keys: Final = slot_keys
         self._binding_key: Final = binding_keys.of
-        self._locate: Callable[[int, int], Location | None] = PacketIndex(manifests).locate
         self._fresh_key: Final = binding_keys.derive
+        self._locate: Callable[[int, int], Location | None] = PacketIndex(manifests).locate
 
     def use_manifests(self, manifests: Iterable[Manifest]) -> None:
         """Take another set of schemes."""
         self._locate = PacketIndex(manifests).locate
 
-    def judge(
     def sealed(self, claim_token: bytes, head: ClaimHead, user: int) -> bool:
         """Say whether our keys sealed a token of an epoch that nobody has heard of yet."""
         binding_key = self._fresh_key(head.pod, head.epoch)
         return _verify_claim(claim_token, binding_key, self._campaign_hash, user) is not None
 
+    def judge(
         self, claim_token: bytes, head: ClaimHead, user: int, now_ms: int
     ) -> Admitted | Early | Refusal:
         """Check a token whose head names an epoch that exists.
@@ -111,11 +111,11 @@ class Judge:
             return Refusal(Cause.SLOT, key_id, pod)
         decipherer = self._slot_keys.open_at(slot, window_ms[0], now_ms)
         if decipherer is None:
+            if now_ms < window_ms[0]:
+                return Early(window_ms[0] - now_ms)
             return Refusal(Cause.SLOT, key_id, pod)
         if not facts.key_lists.permits(key_id):
             return Refusal(Cause.KEY, key_id, pod)
-            if now_ms < window_ms[0]:
-                return Early(window_ms[0] - now_ms)
         packet = decipherer.open_record(record)
         if packet is None:
             return Refusal(Cause.TICKET, key_id, pod)

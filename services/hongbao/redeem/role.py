@@ -95,12 +95,12 @@ class RedeemRole:
             coordination,
             self.facts,
             self._flights,
+            self._barrier,
             campaign=campaign,
             process=process,
             retry_s=limits.watch_retry_s,
         )
         self._quota: Final = QuotaMeter(
-            self._barrier,
             coordination,
             self._service.counts,
             campaign=campaign,
@@ -152,6 +152,7 @@ class RedeemRole:
         self._judge.use_manifests(manifests)  # first: it refuses contradictory schemes
         self.facts.use_manifests(manifests)
         self._slot_keys.use_manifests(manifests)
+        self._barrier.use_manifests(manifests)
 
     def counters(self) -> dict[str, int]:
         """Return what happened since the start, by metric name (R29)."""
@@ -163,10 +164,10 @@ class RedeemRole:
             "repeated": counts.repeated,
             "already_opened": counts.already_opened,
             "refused": counts.refused.total(),
+            "early": counts.early,
             "shed": counts.shed,
             "failed": counts.failed,
             "in_flight": self._flights.count,
-        self._barrier.use_manifests(manifests)
             "alarms": self._alarms.raised,
             "opens_per_s_capacity": round(self._quota.opens_per_s),
         }
@@ -177,5 +178,4 @@ class RedeemRole:
             try:
                 await self._quota.publish()
             except HongbaoError as error:
-            "early": counts.early,
                 log.warning("quota_not_published", error=str(error))

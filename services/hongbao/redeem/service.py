@@ -154,6 +154,14 @@ class OpenService:
         if not await self._epochs.exists(head.pod, head.epoch):
             raise self._refused(Refusal(Cause.EPOCH))
 
+    def _not_admitted(self, answer: Early | Refusal) -> Exception:
+        """Count it; a token that is only early may come again, its owner must not lose it."""
+        if isinstance(answer, Refusal):
+            return self._refused(answer)
+        self.counts.early += 1
+        wait_s = min(answer.wait_ms / 1000, self._limits.early_retry_s_max)
+        return Transient("the slot has not started here", retry_after_s=wait_s)
+
     async def _claim(self, admitted: Admitted) -> bytes:
         """Ask the owner of the shard; count the time and whatever is our fault."""
         started_s = self._monotonic_s()
