@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from hashlib import shake_256
+from pathlib import Path
 
 import pytest
 from hongbao.adapters.memory import MemoryStore
@@ -15,6 +16,7 @@ from hongbao.redeem.judge import Cause
 from hongbao.redeem.limits import RedeemLimits
 from hongbao.shards.ports import Versioned
 
+from tests.minted import tiny_campaign
 from tests.redeem.world import EPOCH, HASH, SLOT_MS, START_MS, USER, World
 
 
@@ -139,8 +141,12 @@ async def test_a_token_under_the_wrong_key_of_its_batch_is_refused(world: World)
     await nothing_changed(world)
 
 
-async def test_a_packet_of_a_scheme_that_is_not_active_is_refused(world: World) -> None:
+async def test_a_packet_of_a_scheme_that_is_not_active_is_refused(
+    world: World, tmp_path: Path
+) -> None:
     """R42: of the alternative ticket sets of one budget only the active one is paid."""
+    other = tiny_campaign(tmp_path, scheme_number=2)
+    world.role.use_manifests([world.minted.manifest, other.manifest])
     revision = await world.write("active", {"1": 2, "2": 1})
     await world.acked("campaigns/tiny/active", revision)
     await refused(world, world.token())

@@ -8,6 +8,7 @@ from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, read_manifests
 from hongbao.cli.serving import StartedRole
+from hongbao.domain.manifest import Manifest
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.role import RedeemRole, RedeemSecrets
 from hongbao.redeem.service import PLANE
@@ -24,7 +25,10 @@ async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
     """Start the role and compete for claims shards."""
     keyring = role_keyring(process.run, "redeem")
     campaign = process.campaign.campaign
-    manifests = await read_manifests(process.objects(), campaign, keyring.verify_key)
+
+    async def load_manifests() -> list[Manifest]:
+        return await read_manifests(process.objects(), campaign, keyring.verify_key)
+
     peers = GrpcPeers()
 
     def find_owner(plane: str, shard: int) -> Owner | None:
@@ -35,7 +39,8 @@ async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
         campaign=campaign,
         process=process.name,
         secrets=RedeemSecrets(keyring.ticket_masters, keyring.token_root, keyring.session_key),
-        manifests=manifests,
+        manifests=await load_manifests(),
+        load_manifests=load_manifests,
         submit=router.submit,
         coordination=store,
         wall_ms=process.clock.wall_ms,

@@ -41,6 +41,9 @@ class Facts:
         self._timeline: Timeline | None = None
         self._active: dict[int, int] | None = None
         self._slot_batches: dict[tuple[int, int], set[int]] = {}
+        self._schemes: set[int] = set()
+        self.unknown_slots: frozenset[int] = frozenset()
+        """Slots whose active scheme is in no manifest yet: it was minted later (R35, R37)."""
         self.windows_ms: dict[int, tuple[int, int]] = {}
         """When packets of a slot may be opened: [from, until)."""
         self.active_batches: frozenset[int] = frozenset()
@@ -67,8 +70,9 @@ class Facts:
 
     def use_manifests(self, manifests: Iterable[Manifest]) -> None:
         """Take another set of schemes, for instance after a re-plan."""
-        self._slot_batches = {}
+        self._slot_batches, self._schemes = {}, set()
         for manifest in manifests:
+            self._schemes.add(manifest.scheme_number)
             for batch in manifest.batches:
                 key = (manifest.scheme_number, batch.slot)
                 self._slot_batches.setdefault(key, set()).add(batch.batch)
@@ -146,8 +150,11 @@ class Facts:
         return True
 
     def _choose_batches(self) -> None:
+        active = self._active or {}
+        self.unknown_slots = frozenset(
+            slot for slot, scheme in active.items() if scheme not in self._schemes
+        )
         chosen: list[Collection[int]] = [
-            self._slot_batches.get((scheme, slot), ())
-            for slot, scheme in (self._active or {}).items()
+            self._slot_batches.get((scheme, slot), ()) for slot, scheme in active.items()
         ]
         self.active_batches = frozenset(batch for batches in chosen for batch in batches)

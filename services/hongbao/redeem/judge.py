@@ -31,6 +31,7 @@ class Cause(StrEnum):
     MAC = "mac"
     EXPIRED = "expired"
     SLOT = "slot"
+    SCHEME = "scheme"
     KEY = "key"
     TICKET = "ticket"
     PACKET = "packet"
@@ -109,6 +110,8 @@ class Judge:
         window_ms = facts.windows_ms.get(slot)
         if window_ms is None or now_ms >= window_ms[1]:
             return Refusal(Cause.SLOT, key_id, pod)
+        if slot in facts.unknown_slots:
+            return Refusal(Cause.SCHEME, key_id, pod)
         decipherer = self._slot_keys.open_at(slot, window_ms[0], now_ms)
         if decipherer is None:
             if now_ms < window_ms[0]:

@@ -22,6 +22,7 @@ from hongbao.redeem.keys import BindingKeys, SlotKeys
 from hongbao.redeem.limits import RedeemLimits
 from hongbao.redeem.machine import ClaimsMachine
 from hongbao.redeem.quota import QuotaMeter
+from hongbao.redeem.schemes import LoadManifests, SchemeReload
 from hongbao.redeem.service import PLANE, OpenService, Submit
 from hongbao.redeem.watch import FactsWatch
 from hongbao.shards.block import ShardKey
@@ -58,8 +59,12 @@ class RedeemRole:
         wall_ms: Callable[[], int],
         monotonic_s: Callable[[], float],
         limits: RedeemLimits | None = None,
+        load_manifests: LoadManifests | None = None,
     ) -> None:
-        """Take all that the role uses; nothing is read or started before `start`."""
+        """Take all that the role uses; nothing is read or started before `start`.
+
+        Without `load_manifests` no scheme is ever minted after this.
+        """
         self._limits: Final = limits or RedeemLimits()
         limits = self._limits
         self.facts: Final = Facts(campaign, manifests, limits)
@@ -100,6 +105,7 @@ class RedeemRole:
             process=process,
             retry_s=limits.watch_retry_s,
         )
+        self._load_manifests: Final = load_manifests
         self._quota: Final = QuotaMeter(
             coordination,
             self._service.counts,
@@ -123,6 +129,14 @@ class RedeemRole:
             asyncio.create_task(self._watch.follow(), name="redeem-watch"),
             asyncio.create_task(self._publish_quota(), name="redeem-quota"),
         ]
+        if self._load_manifests is not None:
+            reload = SchemeReload(
+                self.facts,
+                self._load_manifests,
+                self.use_manifests,
+                retry_s=self._limits.watch_retry_s,
+            )
+            self._tasks.append(asyncio.create_task(reload.follow(), name="redeem-schemes"))
 
     async def drain(self) -> None:
         """Refuse new opens, finish those under way, stop following. Safe to repeat."""

@@ -216,9 +216,14 @@ class OpenService:
         log.error("claim_contradicts", packet=admitted.serial, shard=admitted.claims_shard)
         return Corrupt(f"the claim of packet {admitted.serial} contradicts its shard")
 
-    def _refused(self, refusal: Refusal) -> Unauthenticated:
-        """Count a refusal and return the one answer that all of them get."""
+    def _refused(self, refusal: Refusal) -> Unauthenticated | Transient:
+        """Count a refusal and return the one answer that all of them get.
+
+        Except for a good token of a scheme that this process has yet to learn: that may come again.
+        """
         self.counts.refused[refusal.cause] += 1
+        if refusal.cause is Cause.SCHEME:
+            return Transient("the slot's scheme is not loaded yet")
         if refusal.pod:
             if refusal.cause in (Cause.SHARD, Cause.ASSIGNMENT):
                 self._alarms.count("pod", refusal.pod, refusal.cause)
