@@ -100,3 +100,27 @@ async def test_draining_one_process_leaves_the_others_supervised(supervisor: Sup
     await until(lambda: supervisor.pid(other.process) not in (None, first))
     assert supervisor.deaths == [(other.process, -9)]
     await supervisor.drain([other])
+
+
+async def test_a_process_ends_when_its_supervisor_is_killed() -> None:
+    """Else orphans would hold ports, leases and the store's lock against the next start."""
+    child = (
+        "import os, time; from hongbao.cli.role import end_with_supervisor; "
+        "end_with_supervisor(); print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    supervisor = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", parent, stdout=asyncio.subprocess.PIPE
+    )
+    assert supervisor.stdout is not None
+    pid = int(await supervisor.stdout.readline())
+    supervisor.kill()
+    await supervisor.wait()
+    await until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in state_of(pid))
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"

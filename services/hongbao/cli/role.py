@@ -1,8 +1,10 @@
 """Is `hongbao role`: one process of a run, started by the supervisor, never by hand."""
 
 import asyncio
+import ctypes
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +26,7 @@ from hongbao.transport.metrics import serve_metrics
 from hongbao.transport.upstreams import Endpoint, Upstream
 
 ACCESS_SERVICE = "hongbao.v1.Access"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REDEEM_SERVICE = "hongbao.v1.Redeem"
 
 
@@ -37,6 +40,7 @@ def role(
     if place.spec.role != role:
         raise Rejected(f"{process} is of role {place.spec.role}, not {role}", field="role")
     set_up_logs(process)
+    end_with_supervisor()
     if role == "store":
         asyncio.run(_run_store(place))
     elif role == "settle":
@@ -45,6 +49,14 @@ def role(
         _become_envoy(place, embedding)
     else:
         asyncio.run(_serve_with_grpcio(place))
+
+
+def end_with_supervisor() -> None:
+    """Ask the kernel for SIGTERM when the supervisor dies: orphans would hold ports and leases.
+
+    Holds over execve, so for Envoy too.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _run_store(process: Process) -> None:
