@@ -23,7 +23,7 @@ from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import Versioned
 from prometheus_client import CollectorRegistry
 
-from tests.minted import CAMPAIGN, MintedCampaign
+from tests.minted import CAMPAIGN, MintedCampaign, tiny_campaign
 from tests.settle.claims import (
     SteppedClock,
     blocks_of,
@@ -41,6 +41,7 @@ class Stage:
 
     def __init__(self, minted: MintedCampaign) -> None:
         self.minted = minted
+        self.late: list[MintedCampaign] = []
         self.store = MemoryStore()
         self.ledger = MemoryLedger()
         self.clock = SteppedClock()
@@ -52,7 +53,7 @@ class Stage:
 
     async def _load(self) -> list[tuple[Manifest, Path]]:
         self.loads += 1
-        return schemes_of(self.minted)
+        return schemes_of(self.minted, *self.late)
 
     def settlement(self, shard: int = 0) -> Settlement:
         credited, wall_ms = TransferState.CREDITED, self.clock.wall_ms
@@ -114,12 +115,41 @@ async def test_a_key_that_is_denied_meanwhile_is_not_paid_from_the_next_block_on
     assert stage.loads == 1
 
 
-async def test_settlement_waits_while_a_scheme_is_active_that_is_not_stored(stage: Stage) -> None:
-    await write_documents(stage.store, active={1: 9, 2: 1})
+async def test_claims_of_a_scheme_that_is_not_stored_wait_and_all_others_are_settled(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """R35, R37: an active scheme that settlement cannot find once stopped the crediting of all."""
+    late = tiny_campaign(tmp_path, scheme_number=2)
+    known = [one for one in shard_claims(stage.minted) if one.slot == 2][:8]
+    waiting = [one for one in shard_claims(late) if one.slot == 1][:8]
+    await write_documents(stage.store, active={1: 2, 2: 1})
+    await write_log(stage.store, 0, blocks_of(known + waiting + known[:1]))
+    settlement = stage.settlement()
+    assert await settlement.step()
+    assert (len(stage.ledger.transfers), stage.ledger.position(0)) == (8, 2)
+    with pytest.raises(Transient, match="slots \\[1\\]"):
+        await settlement.step()
+    stage.late = [late]
+    assert await settlement.step()
+    assert (len(stage.ledger.transfers), stage.ledger.quarantine) == (16, {})
+    loads = stage.loads
+    await stage.rules.book()
+    assert stage.loads == loads
+
+
+async def test_a_late_scheme_that_is_broken_stops_only_its_own_claims(
+    stage: Stage, tmp_path: Path
+) -> None:
+    settlement = stage.settlement()
     await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
-    with pytest.raises(Transient, match="schemes \\[9\\]"):
-        await stage.settlement().step()
-    assert stage.ledger.position(0) == 0
+    assert await settlement.step()
+    stage.late = [tiny_campaign(tmp_path, scheme_number=2)]
+    (tmp_path / "objects" / stage.late[0].manifest.amounts.name).write_bytes(b"torn")
+    await write_documents(stage.store, active={1: 1, 2: 2})
+    claims = [one for one in shard_claims(stage.minted, count=16) if one.slot == 1][8:]
+    await write_log(stage.store, 0, blocks_of(claims, position=2))
+    assert await settlement.step()
+    assert len(stage.ledger.transfers) == 16
 
 
 async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from hongbao.domain.errors import Fenced, Transient
 from hongbao.settle.payout import Payout
-from hongbao.settle.rules import Rules
+from hongbao.settle.rules import Rules, judgeable
 from hongbao.settle.settler import Settled, Settler, cut_posting
 from hongbao.shards.block import Block, ShardKey
 from hongbao.shards.ports import LogStore
@@ -89,6 +89,7 @@ class Settlement:
         if not blocks:
             return False
         book = await self._rules.book()  # after the blocks: see settle.rules
+        blocks = list(judgeable(blocks, book))
         settled: Settled = await self._offload(self._settler.settle, blocks, book)
         self.lag_blocks -= settled.blocks
         if settled.quarantined:
