@@ -31,7 +31,7 @@ from hongbao.adapters.lmdb_tables import (
     unpack_fact,
     unpack_lease,
 )
-from hongbao.adapters.lmdb_writer import LmdbLimits, LmdbWriter
+from hongbao.adapters.lmdb_writer import LmdbLimits, LmdbWriter, end_process
 from hongbao.adapters.memory import check_fact, check_lease, check_pair
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.shards.ports import Lease, Versioned
@@ -55,11 +55,18 @@ class LmdbStore:
     """Keeps a LogStore and a Coordination durably in a folder. Use it inside one event loop."""
 
     def __init__(
-        self, path: Path, *, monotonic_s: Callable[[], float], limits: LmdbLimits | None = None
+        self,
+        path: Path,
+        *,
+        monotonic_s: Callable[[], float],
+        limits: LmdbLimits | None = None,
+        on_broken: Callable[[], None] = end_process,
     ) -> None:
+        """Keep the store in `path`; `on_broken` is called when its environment is past use."""
         self.path = path
         self._monotonic_s = monotonic_s
         self._limits = limits or LmdbLimits()
+        self._on_broken = on_broken
         self._held: dict[str, _Held] = {}
         self._changed = asyncio.Event()
         self._sweeper: asyncio.Task[None] | None = None
@@ -78,7 +85,9 @@ class LmdbStore:
         )
         self._tables = open_tables(self._environment, create=True)
         self._reader = LmdbReader(self._environment, self._tables)
-        self.writer = LmdbWriter(self._environment, self._reader.resizing, self._limits)
+        self.writer = LmdbWriter(
+            self._environment, self._reader.resizing, self._limits, self._on_broken
+        )
         self.writer.start()
         for name in self._reader.read_leases():
             self._hold_what_is_written(name)

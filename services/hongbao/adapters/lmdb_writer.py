@@ -3,16 +3,19 @@
 Whatever waits is written in one transaction with one fsync: group commit over all callers. The
 map grows while readers read. An error before the commit surely wrote nothing (Transient); an
 error of the commit itself leaves the outcome open (Ambiguous): nothing unsynced is acknowledged
-(F18).
+(F18). After an error that the environment does not survive the process ends: whoever supervises it
+starts it anew, while a store that only refuses for ever would go on holding its leases.
 """
 
 import asyncio
+import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import lmdb
 import structlog
@@ -23,6 +26,17 @@ from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded, Transient
 log = structlog.get_logger()
 
 Work = Callable[[Txn], Any]
+
+EXIT_BROKEN: Final = 70
+"""The exit status of a process whose environment is broken (sysexits.h: EX_SOFTWARE)."""
+ANSWER_S: Final = 0.1
+"""Time for the last answers to leave before the process ends."""
+
+
+def end_process() -> None:
+    """End this process from the writer's thread; what was acknowledged is on disk."""
+    time.sleep(ANSWER_S)
+    os._exit(EXIT_BROKEN)
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,13 @@ class LmdbWriter:
     """Runs writes on its own thread and reports them to the event loop that asked."""
 
     def __init__(
-        self, environment: lmdb.Environment, resizing: threading.Lock, limits: LmdbLimits
+        self,
+        environment: lmdb.Environment,
+        resizing: threading.Lock,
+        limits: LmdbLimits,
+        on_broken: Callable[[], None] = end_process,
     ) -> None:
+        """Write to `environment`; `on_broken` is called on the thread when that can be no more."""
         self._environment = environment
         self._resizing = resizing
         self._limits = limits
@@ -57,6 +76,8 @@ class LmdbWriter:
         )
         self._waiting_count = 0
         self._warned = False
+        self._broken = False
+        self._on_broken = on_broken
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._write_forever, name="lmdb", daemon=True)
         self.batches = 0
@@ -73,6 +94,8 @@ class LmdbWriter:
 
     async def write(self, work: Work) -> Any:
         """Run `work` in a transaction; durable on return. It may run again after a growth."""
+        if self._broken:
+            raise Transient("store: nothing is written any more")
         if self._waiting_count >= self._limits.waiting_max:
             raise Overloaded(f"store: {self._waiting_count} writes wait")
         done = asyncio.get_running_loop().create_future()
@@ -101,9 +124,27 @@ class LmdbWriter:
                 batch.append(self._waiting.get())
             closing = None in batch
             wanted = [item for item in batch if item is not None]
-            outcomes = self._write_batch([work for work, _ in wanted])
+            outcomes = self._write_or_break([work for work, _ in wanted])
             futures = [done for _, done in wanted]
             self._loop.call_soon_threadsafe(self._deliver, futures, outcomes)
+            if self._broken:
+                self._loop.call_soon_threadsafe(self._refuse_waiting)
+                self._on_broken()
+                return
+
+    def _refuse_waiting(self) -> None:
+        """Answer what nobody will write any more."""
+        while not self._waiting.empty():
+            if (item := self._waiting.get()) is not None:
+                self._deliver([item[1]], Transient("store: nothing is written any more"))
+
+    def _write_or_break(self, works: list[Work]) -> list[Any] | HongbaoError:
+        try:
+            return self._write_batch(works)
+        except Exception as error:  # outermost level of the thread
+            log.exception("store_broken")
+            self._broken = True
+            return Ambiguous(f"store: {error}")
 
     def _deliver(self, futures: list[asyncio.Future[Any]], outcomes: Any) -> None:
         self._waiting_count -= len(futures)
@@ -123,6 +164,8 @@ class LmdbWriter:
                 if not self._grow():
                     return Transient(f"store: full at {self.map_bytes} bytes")
                 continue
+            except lmdb.PanicError:
+                raise
             except lmdb.Error as error:
                 log.error("store_write_failed", error=str(error))
                 return Transient(f"store: {error}")
@@ -144,6 +187,7 @@ class LmdbWriter:
             raise
         except lmdb.Error as error:
             log.error("store_commit_failed", error=str(error))
+            self._environment.begin(write=True).abort()  # raises if LMDB has given up (MDB_PANIC)
             return Ambiguous(f"store: {error}")
         return outcomes
 
@@ -164,7 +208,8 @@ class LmdbWriter:
         size = min(self.map_bytes * 2, self._limits.map_bytes_max)
         if size <= self.map_bytes:
             return False
-        with self._resizing:
-            self._environment.set_mapsize(size)
+        self._resizing.acquire()
+        self._environment.set_mapsize(size)  # if it fails there is no map: no reader may go on
+        self._resizing.release()
         log.info("store_map_grown", map_bytes=size)
         return True
