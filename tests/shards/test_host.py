@@ -58,6 +58,8 @@ class Cluster:
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.calls: list[int] = []
         self.broken = False
+        self.paused: set[str] = set()
+        self.error: Exception | None = None
 
     def start(self, name: str) -> ShardHost:
         host = ShardHost(
@@ -86,6 +88,10 @@ class Cluster:
     ) -> Sequence[Outcome]:
         self.calls.append(len(operations))
         await asyncio.sleep(0.002)
+        if address in self.paused:
+            await asyncio.sleep(3600)
+        if self.error is not None:
+            raise self.error
         if self.broken:
             raise Ambiguous("the call failed")
         owner = self.hosts[address].owner_of(shard)
@@ -209,6 +215,35 @@ async def test_a_router_that_follows_learns_of_moves_by_itself(cluster: Cluster)
     await router.submit("toy", 1, READ)
     following.cancel()
     assert cluster.calls == [1]
+
+
+async def test_a_call_to_a_paused_owner_goes_to_the_next_one_as_soon_as_there_is_one(
+    cluster: Cluster,
+) -> None:
+    """F5: not only when the call's own deadline has passed, and however long the pause was."""
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    router = ShardRouter(cluster.store, lambda plane, shard: None, cluster, owner_wait_s=0.0)
+    following = asyncio.create_task(router.follow("toy"))
+    cluster.paused.add("a")
+    calls = [asyncio.create_task(router.submit("toy", 1, add(n, 1))) for n in range(2000)]
+    await until(lambda: len(cluster.calls) == 2)  # two calls at the peer, the rest waits
+    await cluster.stop("a")
+    cluster.start("b")
+    async with asyncio.timeout(5):
+        totals = await asyncio.gather(*calls)
+    assert sorted(TOTAL.unpack(total)[0] for total in totals) == list(range(1, 2001))
+    following.cancel()
+
+
+async def test_a_bug_in_a_call_leaves_nobody_waiting(cluster: Cluster) -> None:
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    cluster.error = ValueError("a reply that nobody foresaw")
+    router = ShardRouter(cluster.store, lambda plane, shard: None, cluster, owner_wait_s=0.0)
+    async with asyncio.timeout(5):
+        with pytest.raises(Ambiguous):
+            await router.submit("toy", 1, add(1, 1))
 
 
 async def test_without_an_owner_the_caller_is_told_to_come_back(cluster: Cluster) -> None:

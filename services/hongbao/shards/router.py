@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Final, Protocol
 
-from hongbao.domain.errors import Fenced, HongbaoError, Overloaded, Transient
+import structlog
+
+from hongbao.domain.errors import Ambiguous, Fenced, HongbaoError, Overloaded, Transient
 from hongbao.shards.host import Member
 from hongbao.shards.owner import Owner
 from hongbao.shards.ports import Coordination, Versioned
@@ -21,8 +23,14 @@ PEER_CALLS_MAX: Final = 2
 """Calls under way per shard at a peer; what arrives meanwhile shares the next one."""
 PEER_WAITING_MAX: Final = 4096
 
+log = structlog.get_logger()
+
 Outcome = bytes | HongbaoError
 FindOwner = Callable[[str, int], Owner | None]
+
+
+class _Moved(Ambiguous):
+    """Says that a call was given up because its shard has another owner now."""
 
 
 class Peers(Protocol):
@@ -88,17 +96,23 @@ class ShardRouter:
         """Return the operation's result from its owner, durable.
 
         A shard without an owner is waited for: a take-over costs latency, not failures (R24).
+        The wait begins with the first failure: how long an owner that was paused kept the call
+        says nothing about its successor.
         Raises Transient (nobody owned the shard all the while, or overloaded), Ambiguous (the
         outcome is unknown) or Rejected.
         """
-        give_up_s = asyncio.get_running_loop().time() + self._owner_wait_s
+        give_up_s = 0.0
         while True:
             try:
                 return await self._submit_once(plane, shard, operation)
             except Overloaded:
                 raise
+            except _Moved:
+                continue
             except (Fenced, Transient) as error:  # the shard has moved, or is about to
-                if asyncio.get_running_loop().time() >= give_up_s:
+                now_s = asyncio.get_running_loop().time()
+                give_up_s = give_up_s or now_s + self._owner_wait_s
+                if now_s >= give_up_s:
                     if isinstance(error, Transient):
                         raise
                     raise Transient(str(error), retry_after_s=NO_OWNER_RETRY_S) from None
@@ -120,17 +134,29 @@ class ShardRouter:
         Without it the router finds out from the calls themselves.
         """
         prefix = f"lease/{plane}/"
-        async for fact in self._coordination.watch(prefix, after_revision=0):
-            self._learn(plane, fact)
+        while True:
+            try:
+                async for fact in self._coordination.watch(prefix, after_revision=0):
+                    self._learn(plane, fact)
+            except Exception:  # outermost level of a loop: it must not end in silence
+                log.exception("owners_not_followed", plane=plane)
+            await asyncio.sleep(RETRY_S)
 
     def _learn(self, plane: str, fact: Versioned) -> None:
         shard = int(fact.key.rpartition("/")[2])
         if fact.value:
-            self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+            address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+            self._leave_others(plane, shard, address)
             if pause := self._pauses.get((plane, shard)):
                 _end(pause)
         else:
             self._addresses.pop((plane, shard), None)
+
+    def _leave_others(self, plane: str, shard: int, address: str) -> None:
+        """Give up what was sent to the owner before: a paused process never answers."""
+        for target in [target for target in self._queues if target[1:] == (plane, shard)]:
+            if target[0] != address:
+                self._queues.pop(target).give_up()
 
     async def _submit_once(self, plane: str, shard: int, operation: bytes) -> bytes:
         owner = self._find_owner(plane, shard)
@@ -160,15 +186,19 @@ def _end(pause: asyncio.Future[None]) -> None:
         pause.set_result(None)
 
 
+_Call = tuple[bytes, asyncio.Future[bytes]]
+
+
 class _PeerQueue:
     """Gathers the operations for one shard at one address into few calls."""
 
     def __init__(self, peers: Peers, address: str, plane: str, shard: int) -> None:
         self._peers = peers
         self._target = (address, plane, shard)
-        self._waiting: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
+        self._waiting: deque[_Call] = deque()
         self._senders: set[asyncio.Task[None]] = set()
         self._sending = 0
+        self._sent: list[list[_Call]] = []
 
     async def submit(self, operation: bytes) -> bytes:
         if len(self._waiting) >= PEER_WAITING_MAX:
@@ -182,6 +212,16 @@ class _PeerQueue:
             sender.add_done_callback(self._senders.discard)
         return await done
 
+    def give_up(self) -> None:
+        """Fail what waits and what was sent; nothing is sent from here any more."""
+        moved = [done for calls in (*self._sent, self._waiting) for _, done in calls]
+        self._waiting.clear()
+        for sender in list(self._senders):
+            sender.cancel()
+        for done in moved:
+            if not done.done():
+                done.set_exception(_Moved(f"{self._target}: the shard has moved"))
+
     async def _send_waiting(self) -> None:
         try:
             while self._waiting:
@@ -192,11 +232,9 @@ class _PeerQueue:
     async def _send_batch(self) -> None:
         size = min(len(self._waiting), CALL_OPERATIONS_MAX)
         batch = [self._waiting.popleft() for _ in range(size)]
-        outcomes: Sequence[Outcome]
-        try:
-            outcomes = await self._peers.submit(*self._target, [item for item, _ in batch])
-        except HongbaoError as error:
-            outcomes = [error] * len(batch)
+        self._sent.append(batch)
+        outcomes = await self._outcomes([item for item, _ in batch])
+        self._sent = [calls for calls in self._sent if calls is not batch]
         for (_, done), outcome in zip(batch, outcomes, strict=True):
             if done.done():
                 continue
@@ -204,3 +242,17 @@ class _PeerQueue:
                 done.set_exception(copy(outcome))
             else:
                 done.set_result(outcome)
+
+    async def _outcomes(self, operations: Sequence[bytes]) -> Sequence[Outcome]:
+        """Return one outcome per operation, whatever happens to the call."""
+        try:
+            outcomes = await self._peers.submit(*self._target, operations)
+            if len(outcomes) == len(operations):
+                return outcomes
+            failure: HongbaoError = Ambiguous(f"{self._target}: answered {len(outcomes)} outcomes")
+        except HongbaoError as error:
+            failure = error
+        except Exception as error:  # outermost level of a call: its callers must not wait for ever
+            log.exception("peer_call_broken", target=self._target)
+            failure = Ambiguous(f"{self._target}: {type(error).__name__}: {error}")
+        return [failure] * len(operations)
