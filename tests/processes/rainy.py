@@ -19,6 +19,7 @@ from typing import Any
 from hongbao.adapters.lmdb import LmdbStore
 from hongbao.api.switches import Setting, find_switch
 from hongbao.cli.audit import audit_run
+from hongbao.cli.documents import plan_timeline
 from hongbao.cli.prepare import Prepared, issuer_key
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.run_dir import ProcessSpec, RunDir
@@ -201,7 +202,9 @@ async def _begin(up: Rain, plot: Plot) -> None:
     for name, value in (("open_delay_ms_max", 200), ("backoff_ms_max", 500)):
         setting = Setting(value, by="test", why="short evening", set_at_ms=start_ms)
         await write_setting(up.store, find_switch(name), setting)
-    await up.store.put(f"campaigns/{CAMPAIGN}/timeline", up.timeline.to_json())
+    document = plan_timeline(b"", up.timeline, rehearsal=True, now_ms=start_ms)
+    assert document is not None
+    await up.store.put(f"campaigns/{CAMPAIGN}/timeline", document)
 
 
 def _load(up: Rain, plot: Plot, promises: Path) -> LoadRun:

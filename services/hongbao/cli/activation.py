@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from hongbao.cli.documents import is_rehearsal
 from hongbao.domain.assignment import AccessPod, Assignment, Placement, plan_assignment
 from hongbao.domain.campaign import Campaign, Slot
 from hongbao.domain.errors import Ambiguous, Corrupt, Rejected, Transient
@@ -22,7 +23,6 @@ from hongbao.domain.timeline import Timeline
 from hongbao.shards.ports import Coordination, Versioned
 
 TRIES_MAX: Final = 5
-ROUNDING_MS: Final = 10
 LEAD_MS: Final = 5_000  # a switch reaches every pod within this (design §6): later is too late
 
 
@@ -100,7 +100,10 @@ async def activate_scheme(
         problems: list[Problem] = []
         edited = timeline
         if deployment is not None:
-            edited, problems = _edit_times(timeline, campaign, deployment, current, opened)
+            rehearsal = is_rehearsal(told.value)
+            edited, problems = _edit_times(
+                timeline, rehearsal, campaign, deployment, current, opened
+            )
             opened |= edited.opened(now_ms, lead_ms=lead_ms)
         wanted = _wanted(plans, scheme_number, slots, current, opened)
         problems += check_activation(plans, current, wanted, opened, campaign.deposits)
@@ -124,6 +127,7 @@ async def activate_scheme(
 
 def _edit_times(
     told: Timeline,
+    rehearsal: bool,
     campaign: Campaign,
     deployment: Deployment,
     current: Mapping[SlotNumber, int],
@@ -133,10 +137,10 @@ def _edit_times(
 
     A rehearsal keeps its times, and none of its campaign's may be edited.
     """
-    if campaign.slots == told.slots or _rehearses(told, campaign.slots):
-        return told, []
-    if _rehearses(told, deployment.slots_before):
+    if rehearsal and campaign.slots != deployment.slots_before:
         return told, [_problem("slots", "the run is a rehearsal: its times cannot be edited")]
+    if rehearsal or campaign.slots == told.slots:
+        return told, []
     before = {slot.slot: slot for slot in told.slots}
     after = {slot.slot: slot for slot in campaign.slots}
     problems = [
@@ -149,20 +153,6 @@ def _edit_times(
         for slot in sorted(current.keys() - after.keys() - opened)
     ]
     return Timeline(campaign.slots), problems
-
-
-def _rehearses(told: Timeline, slots: tuple[Slot, ...]) -> bool:
-    """Return whether a timeline plays these slots compressed, and not in their true time."""
-    start_ms = told.slots[0].starts_at_ms
-    duration_ms = told.slots[-1].ends_at_ms - start_ms
-    true_ms = slots[-1].ends_at_ms - slots[0].starts_at_ms
-    if duration_ms == true_ms or len(told.slots) != len(slots):
-        return False
-    played = Timeline(slots).rehearsed(start_ms, duration_ms).slots
-    return all(
-        one.slot == other.slot and abs(one.starts_at_ms - other.starts_at_ms) <= ROUNDING_MS
-        for one, other in zip(told.slots, played, strict=True)
-    )
 
 
 def _times(slot: Slot) -> tuple[int, int]:

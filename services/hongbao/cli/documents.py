@@ -73,7 +73,7 @@ def plan_timeline(
     document = json.dumps(wanted, sort_keys=True, ensure_ascii=False).encode()
     if not stored or stored == document:
         return None if stored else document
-    old, was_rehearsal = Timeline.from_json(stored), json.loads(stored).get("rehearsal", False)
+    old, was_rehearsal = Timeline.from_json(stored), is_rehearsal(stored)
     begun = sorted(old.opened(now_ms, lead_ms=LEAD_MS))
     if not begun or (rehearsal and was_rehearsal):
         return document
@@ -88,6 +88,11 @@ def plan_timeline(
         if slot.slot in begun and new.get(slot.slot) != slot:
             raise Rejected(f"slot {slot.slot} has opened: it keeps its times", field="slots")
     return document
+
+
+def is_rehearsal(document: bytes) -> bool:
+    """Return whether a timeline document plays the campaign's slots in other times than theirs."""
+    return bool(document and json.loads(document).get("rehearsal", False))
 
 
 async def keep_placement(

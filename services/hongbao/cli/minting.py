@@ -22,7 +22,7 @@ from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Corrupt, NotFound, Rejected
 from hongbao.domain.plan import MintPlan
 from hongbao.domain.plan_file import read_record
-from hongbao.domain.script import plan_campaign
+from hongbao.domain.script import PlanRecord, plan_campaign
 
 CampaignFile = Annotated[
     Path,
@@ -75,10 +75,7 @@ def choose_plans(
     if plans is None:
         known = plan_campaign(campaign, ticket_shards=ticket_shards, claims_shards=claims_shards)
     else:
-        try:
-            record = read_record(plans.read_bytes())
-        except Corrupt as error:
-            raise Rejected(f"{plans}: {error}") from error
+        record = _read_record(plans)
         if record.campaign != campaign.campaign:
             raise Rejected(f"{plans}: holds plans of {record.campaign}, not {campaign.campaign}")
         known = record.plans
@@ -91,6 +88,18 @@ def choose_plans(
             there = ", ".join(f"{plan.scheme} ({plan.scheme_number})" for plan in known)
             raise NotFound(f"no scheme {scheme!r}; there are {there}")
     return campaign, tuple(chosen)
+
+
+def is_budgeted(plan: MintPlan, plans: Path | None) -> bool:
+    """Return whether a plan follows from the campaign file: of a record, only the newest does."""
+    return plans is None or plan == _read_record(plans).plans[-1]
+
+
+def _read_record(path: Path) -> PlanRecord:
+    try:
+        return read_record(path.read_bytes())
+    except Corrupt as error:
+        raise Rejected(f"{path}: {error}") from error
 
 
 @contextmanager

@@ -57,9 +57,10 @@ def verify(
     cores = workers or os.cpu_count() or 1
     reports: list[tuple[MintPlan, VerifyReport]] = []
     for plan in chosen:
+        budget = campaign if minting.is_budgeted(plan, plans) else None
         with minting.packet_progress(f"verify {plan.scheme}", quiet=as_json) as progress:
             report = verify_scheme(
-                plan, out, keyring, campaign=campaign, workers=cores, progress=progress
+                plan, out, keyring, campaign=budget, workers=cores, progress=progress
             )
         reports.append((plan, report))
     problems = [problem for _, report in reports for problem in report.problems]
