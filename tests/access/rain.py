@@ -52,6 +52,7 @@ SMALL = AccessLimits(
     pass_ms=10,
     store_timeout_s=0.2,
     start_wait_s=2.0,
+    quota_floor_per_s=1e9,
 )
 
 
@@ -210,6 +211,13 @@ class Rain:
     async def order(self, document: str, value: Any) -> int:
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         return (await self.store.put(f"campaigns/{CAMPAIGN}/{document}", data)).revision
+
+    async def quota(self, opens_per_s: float) -> int:
+        """Let one redeem process say now what it can take."""
+        one = {"opens_per_s": opens_per_s, "at_ms": self.clock.now_ms}
+        return await self.order(
+            "quota", {"opens_per_s": opens_per_s, "processes": {"redeem-a-0": one}}
+        )
 
     async def switch(self, name: str, value: Any, expires_at_ms: int | None = None) -> int:
         document = {

@@ -267,7 +267,7 @@ async def test_switches_of_others_are_neither_obeyed_nor_acknowledged(rain: Rain
 @pytest.mark.parametrize("value", [b"{", b"[]", b'{"files": 1, "slots": 2, "x": "y"}', b"\xff"])
 async def test_a_broken_document_changes_nothing(rain: Rain, document: str, value: bytes) -> None:
     await rain.open_campaign(mint_fake(rain.objects))
-    await rain.order("quota", {"opens_per_s": 500})
+    await rain.quota(500)
     pod = rain.pod()
     await pod.start()
     before = pod._orders
@@ -285,9 +285,30 @@ async def test_the_quota_is_shared_by_files(rain: Rain) -> None:
     await rain.open_campaign(manifest, Assignment(mine))
     pod = rain.pod()
     await pod.start()
-    await rain.order("quota", {"opens_per_s": 20})
+    await rain.quota(20)
     await until(lambda: pod.service._controls.quota_per_s == 10, "the quota is known")
     assert len(await win(rain, pod, 2000)) <= 22
+    await pod.drain()
+
+
+async def test_what_a_silent_process_once_measured_counts_no_more(rain: Rain) -> None:
+    """R18: a redeem side that is gone opens nothing; a floor keeps the slot alive."""
+    limits = replace(SMALL, quota_life_ms=1000, quota_floor_per_s=8.0)
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod(limits=limits)
+    await pod.start()
+    assert pod.service._controls.quota_per_s == 8  # nobody has said anything yet
+    live, dead = (
+        {"opens_per_s": opens_per_s, "at_ms": rain.clock.now_ms + later_ms}
+        for opens_per_s, later_ms in ((20, 0), (500, -1000))
+    )
+    document = {"opens_per_s": 520, "processes": {"redeem-a-0": live, "redeem-b-0": dead}}
+    await rain.order("quota", document)
+    await until(lambda: pod.service._controls.quota_per_s == 20, "the living one alone counts")
+    rain.clock.now_ms += 1000
+    await until(lambda: pod.service._controls.quota_per_s == 8, "it has been silent too long")
+    await rain.quota(30)
+    await until(lambda: pod.service._controls.quota_per_s == 30, "it is back")
     await pod.drain()
 
 

@@ -37,6 +37,7 @@ LIMITS = AccessLimits(
     retry_s=0.01,
     refetch_s=0.05,
     pass_ms=20,
+    quota_floor_per_s=1e9,  # nobody opens here
 )
 USERS = 400
 SHAKES_A_TURN = 8

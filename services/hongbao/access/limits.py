@@ -99,6 +99,13 @@ class AccessLimits:
     start_spread_ms: int = 3000
     """First shakes of a slot are spread over this time."""
 
+    quota_life_ms: int = 10_000
+    """What a redeem process measured counts this long: five of its periods of telling it anew."""
+
+    quota_floor_per_s: float = 200.0
+    """Opens per second taken for granted while no redeem process says anything, over all pods:
+    what one that just came back can surely take, so that a lost document does not end a slot."""
+
     pacing_weights: tuple[float, ...] = (1.0,)
     """How much each equal part of a slot issues relative to the others; one weight: evenly."""
 

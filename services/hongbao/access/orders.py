@@ -21,13 +21,21 @@ from hongbao.domain.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredOpens:
+    """Is what one redeem process has shown it can open, and when it said so."""
+
+    opens_per_s: float
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Orders:
     """Is the last known good of every document that concerns one pod."""
 
     timeline: Timeline | None = None
     active: Mapping[int, int] = field(default_factory=dict)  # slot → scheme number
     assignment: Assignment = field(default_factory=lambda: Assignment({}))
-    opens_per_s: float | None = None
+    measured: tuple[MeasuredOpens, ...] = ()
     pod_epoch: int = 0
 
 
@@ -57,7 +65,7 @@ def apply_document(
             assignment = Assignment.from_json(value) if value else Assignment({})
             return replace(orders, assignment=assignment)
         if key == f"campaigns/{campaign}/quota":
-            return replace(orders, opens_per_s=_read_quota(value))
+            return replace(orders, measured=_read_quota(value))
         if key == f"pods/{pod}/epoch":
             return replace(orders, pod_epoch=int(value) if value else 0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -105,16 +113,23 @@ def plan_exposures(
     return shown
 
 
+def quota_now(orders: Orders, now_ms: int, *, life_ms: int, floor_per_s: float) -> float:
+    """Return the opens per second that the redeem side can take, as far as anybody says so now.
+
+    A process that has been silent for `life_ms` opens nothing; what it once said is no proof.
+    """
+    fresh = [one.opens_per_s for one in orders.measured if now_ms - one.at_ms < life_ms]
+    return sum(fresh) if fresh else floor_per_s
+
+
 def share_of_quota(
-    orders: Orders, manifests: Mapping[int, Manifest], pod: int, slot: int
-) -> float | None:
+    orders: Orders, manifests: Mapping[int, Manifest], pod: int, slot: int, opens_per_s: float
+) -> float:
     """Return the opens per second that this pod may cause: its share of the slot's files."""
-    if orders.opens_per_s is None:
-        return None
     manifest = manifests.get(orders.active.get(slot, 0))
     placed = [place for minted, place in _placed(orders, manifest) if minted.slot == slot]
     mine = sum(place.serving == pod for place in placed)
-    return orders.opens_per_s * mine / len(placed) if placed else orders.opens_per_s
+    return opens_per_s * mine / len(placed) if placed else opens_per_s
 
 
 def _slots_left(orders: Orders, now_ms: int) -> dict[int, int]:
@@ -138,11 +153,13 @@ def _read_active(value: bytes) -> dict[int, int]:
     return {int(slot): int(scheme) for slot, scheme in document.items()}
 
 
-def _read_quota(value: bytes) -> float | None:
-    """Return the quota; absent or null means that none was measured yet."""
-    measured = json.loads(value)["opens_per_s"] if value else None
-    if measured is None:
-        return None
-    if isinstance(measured, bool) or not math.isfinite(measured) or measured < 0:
-        raise ValueError(f"opens_per_s is {measured!r}")
-    return float(measured)
+def _read_quota(value: bytes) -> tuple[MeasuredOpens, ...]:
+    """Return what each redeem process last measured; absent means none."""
+    processes: dict[str, dict[str, Any]] = json.loads(value)["processes"] if value else {}
+    measured = []
+    for name, one in processes.items():
+        opens_per_s, at_ms = one["opens_per_s"], one["at_ms"]
+        if isinstance(opens_per_s, bool) or not math.isfinite(opens_per_s) or opens_per_s < 0:
+            raise ValueError(f"opens_per_s of {name} is {opens_per_s!r}")
+        measured.append(MeasuredOpens(float(opens_per_s), int(at_ms)))
+    return tuple(measured)

@@ -297,8 +297,14 @@ class AccessPod:
         slot = timeline and (timeline.slot_at(now_ms) or timeline.next_slot(now_ms))
         quota_per_s = None
         if slot:
+            opens_per_s = orders.quota_now(
+                told,
+                now_ms,
+                life_ms=limits.quota_life_ms,
+                floor_per_s=limits.quota_floor_per_s,
+            )
             quota_per_s = orders.share_of_quota(
-                told, self._manifests, self._identity.pod, slot.slot
+                told, self._manifests, self._identity.pod, slot.slot, opens_per_s
             )
         return Controls(
             shake_interval_ms=value("shake_interval_ms") or limits.shake_interval_ms,

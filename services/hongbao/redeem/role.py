@@ -187,9 +187,9 @@ class RedeemRole:
         }
 
     async def _publish_quota(self) -> None:
-        while True:
-            await asyncio.sleep(self._limits.quota_period_s)
+        while True:  # at once: until somebody says more, access keeps to a floor
             try:
                 await self._quota.publish()
             except HongbaoError as error:
                 log.warning("quota_not_published", error=str(error))
+            await asyncio.sleep(self._limits.quota_period_s)
