@@ -14,13 +14,11 @@ from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded
 from hongbao.proto.v1 import store_pb2 as pb
 from hongbao.shards import wire
 
-CALLS_MAX: Final = 1
-"""Calls under way. The store has one writer: a second one would only wait there."""
 CALL_BYTES_MAX: Final = 4 << 20
 CALL_ITEMS_MAX: Final = 512
 """Below the writes that a store takes at once."""
 WAITING_MAX: Final = 4096
-PUT_WAIT_S: Final = 0.006
+PUT_WAIT_S: Final = 0.008
 """Nobody's answer waits for a put: it goes with the next create, or alone after this."""
 
 Waiting = tuple[pb.WriteItem, asyncio.Future[bool]]
@@ -28,13 +26,17 @@ Send = Callable[[Sequence[pb.WriteItem]], Awaitable[pb.WriteReply]]
 
 
 class StoreWrites:
-    """Gathers writes; each gets its own outcome."""
+    """Gathers writes; each gets its own outcome.
+
+    One call is under way at a time: the store has one writer, a second would only wait there.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._waiting: deque[Waiting] = deque()
-        self._senders: set[asyncio.Task[None]] = set()
-        self._sending = 0
+        self._sender: asyncio.Task[None] | None = None
+        self._sending = False
+        self._urgent = False  # a create waits, or puts have waited long enough
         self._put_timer: asyncio.TimerHandle | None = None
 
     async def write(self, pairs: Sequence[tuple[bytes, bytes]], *, create: bool) -> bool:
@@ -51,41 +53,42 @@ class StoreWrites:
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, done))
         if create:
-            self._start_sending()
-        elif self._put_timer is None:
-            self._put_timer = asyncio.get_running_loop().call_later(PUT_WAIT_S, self._send_puts)
+            self._send_now()
+        elif self._put_timer is None and not self._urgent:
+            self._put_timer = asyncio.get_running_loop().call_later(PUT_WAIT_S, self._send_now)
         return await done
 
     def close(self) -> None:
         """Give up: whatever is under way or waits ends as Ambiguous."""
-        for sender in self._senders:
-            sender.cancel()
+        if self._sender is not None:
+            self._sender.cancel()
+        self._stop_waiting()
         _close(self._waiting)
         self._waiting.clear()
 
-    def _start_sending(self) -> None:
-        if self._sending < CALLS_MAX:
-            self._sending += 1
-            sender = asyncio.ensure_future(self._send_waiting())
-            self._senders.add(sender)
-            sender.add_done_callback(self._senders.discard)
+    def _send_now(self) -> None:
+        self._urgent = True
+        if not self._sending:
+            self._sending = True
+            self._sender = asyncio.ensure_future(self._send_waiting())
 
-    def _send_puts(self) -> None:
-        self._put_timer = None
-        if self._waiting:
-            self._start_sending()
+    def _stop_waiting(self) -> None:
+        self._urgent = False
+        if self._put_timer is not None:
+            self._put_timer.cancel()
+            self._put_timer = None
 
     async def _send_waiting(self) -> None:
         batch: list[Waiting] = []
         try:
-            while self._waiting:
+            while self._urgent:
                 batch = self._take()
                 _tell(batch, await self._outcomes([item for item, _ in batch]))
         except asyncio.CancelledError:
             _close(batch)
             raise
         finally:
-            self._sending -= 1  # not when the task is seen to be done: a write may come before
+            self._sending = False  # not when the task is seen to be done: a write may come before
 
     def _take(self) -> list[Waiting]:
         batch: list[Waiting] = []
@@ -97,9 +100,13 @@ class StoreWrites:
             item, done = self._waiting.popleft()
             if not done.cancelled():  # its caller is gone, and nothing was done
                 batch.append((item, done))
+        if not self._waiting:
+            self._stop_waiting()
         return batch
 
     async def _outcomes(self, items: Sequence[pb.WriteItem]) -> list[bool | HongbaoError]:
+        if not items:
+            return []
         try:
             reply = await self._send(items)
         except HongbaoError as error:

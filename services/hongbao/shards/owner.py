@@ -39,6 +39,10 @@ TAKE_OVER_ATTEMPTS_MAX: Final = 1000
 """A deposed owner may still win so many positions before our epoch block does."""
 
 
+BUSY_S: Final = 0.05
+"""A shard is busy for so long after operations have shared a block."""
+
+
 @dataclass(frozen=True)
 class OwnerLimits:
     """Bounds every queue and retry of an owner."""
@@ -51,8 +55,8 @@ class OwnerLimits:
     """A block is closed before it could pass this; must stay below the store's value limit."""
     entry_bytes_max: int = 16 << 10
     """A machine that appends more is broken."""
-    gather_s: float = 0.004
-    """Blocks begin this far apart while several operations share one; a lone one never waits."""
+    gather_s: float = 0.005
+    """Blocks begin this far apart while operations share them; a lone one does not wait."""
     derived_blocks_max: int = 16
     """Durable blocks whose derived keys are not written yet; then the owner waits."""
     checkpoint_blocks: int = 1024
@@ -114,7 +118,7 @@ class Owner:
         self._waiting: deque[Waiting] = deque()
         self._round: list[Waiting] = []
         self._looking: dict[asyncio.Future[bytes], None] = {}  # ordered, so that runs repeat
-        self._alone = True
+        self._busy_until_s = 0.0
         self._checkpointed_at = 0  # position behind the last block that a checkpoint covers
         self._snapshot_bytes = 0
         self._logged_bytes = 0  # since then
@@ -247,15 +251,14 @@ class Owner:
         await self._wake.wait()
 
     async def _gather_more(self) -> None:
-        """Wait for company, unless the block is full or the last one had none.
+        """Wait for company, unless the block is full or there was none lately.
 
         Blocks begin on one grid of time, so that all shards of a process append together.
         """
-        gather_s = self._limits.gather_s
-        if self._alone or len(self._waiting) >= self._limits.block_operations_max or not gather_s:
-            return
-        now_s = asyncio.get_running_loop().time()
-        await asyncio.sleep(gather_s - now_s % gather_s)
+        gather_s, now_s = self._limits.gather_s, asyncio.get_running_loop().time()
+        full = len(self._waiting) >= self._limits.block_operations_max
+        if gather_s and now_s < self._busy_until_s and not full:
+            await asyncio.sleep(gather_s - now_s % gather_s)
 
     def _gather(self) -> _Round:
         """Decide waiting operations, in order, until the queue is empty or the block is full."""
@@ -270,7 +273,8 @@ class Owner:
                 continue  # its caller is gone, and nothing was done
             self._round.append((operation, done))
             size += self._decide(operation, done, decided)
-        self._alone = len(self._round) < 2
+        if len(self._round) > 1:
+            self._busy_until_s = asyncio.get_running_loop().time() + BUSY_S
         return decided
 
     def _decide(self, operation: bytes, done: asyncio.Future[bytes], decided: _Round) -> int:
