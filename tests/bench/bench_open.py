@@ -16,6 +16,7 @@ TARGET_PER_S, TARGET_RATIO = 10e3, 4.0
 CREDIT_P99_S = 5.0
 OPENS_PER_S_MOST = 25_000
 IN_FLIGHT = 256
+CONNECTIONS = 8  # of 32 calls at most
 CREDIT_WAIT_S_MAX = 60.0
 
 
@@ -53,7 +54,9 @@ async def bench_open(scale: Scale) -> list[Result]:
 
 
 async def _drive(port: int, file: str, scale: Scale) -> Run:
-    plan = Drive(port, PATH, file, scale.seconds, in_flight=IN_FLIGHT, repeat=False)
+    plan = Drive(
+        port, PATH, file, scale.seconds, in_flight=IN_FLIGHT, repeat=False, connections=CONNECTIONS
+    )
     return await asyncio.to_thread(drive, plan)
 
 
