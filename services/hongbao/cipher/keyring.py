@@ -2,7 +2,8 @@
 
 A key file is JSON: scrypt salt and cost, a nonce, and the secrets under AES-256-GCM, with
 everything outside the ciphertext authenticated. Each role's file holds only what that role may
-have (R44): no role but mint can sign, and access gets no ticket key at all.
+have (R44): no role but mint can sign, and access gets no ticket key at all. Each is sealed with a
+passphrase of its own, derived from the operator's, so a role can open no other role's file.
 """
 
 import base64
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from hongbao.cipher.derive import KEY_BYTES
@@ -25,7 +27,7 @@ from hongbao.domain.errors import NotFound, Rejected
 from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.ticket import KEY_ID_MAX
 
-FORMAT: Final = "hongbao-keys-1"
+FORMAT: Final = "hongbao-keys-2"
 SCRYPT_LOG2_COST: Final = 15  # 32 MiB and about 0.1 s: OWASP's floor for interactive use
 SCRYPT_LOG2_COST_MAX: Final = 20  # a foreign file must not make us take all memory
 PASSPHRASE_CHARS_MIN: Final = 12
@@ -123,8 +125,42 @@ def check_keyring(keyring: Keyring) -> None:
         raise Rejected("the verify key does not belong to the signing key")
 
 
+def role_passphrase(operator_passphrase: str, role: Role) -> str:
+    """Derive what seals a role's key file: HKDF-SHA256 with the role as info, 64 hex digits.
+
+    It leads to no other role's, as long as the operator's cannot be guessed: HKDF is fast, so
+    whoever has one role's can try guesses. Take at least 128 random bits (`openssl rand -hex 16`).
+    """
+    derived = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=role.encode())
+    return derived.derive(operator_passphrase.encode()).hex()
+
+
+def write_role_keyring(path: Path, keyring: Keyring, role: Role, operator_passphrase: str) -> None:
+    """Write what a role may have, sealed with the role's own passphrase; see `write_keyring`."""
+    if len(operator_passphrase) < PASSPHRASE_CHARS_MIN:
+        raise Rejected(f"the passphrase is shorter than {PASSPHRASE_CHARS_MIN} characters")
+    secret = role_passphrase(operator_passphrase, role)
+    write_keyring(path, keyring.for_role(role), secret, role=role)
+
+
+def read_role_keyring(path: Path, operator_passphrase: str) -> Keyring:
+    """Read a key file of whatever role as the operator. Raises NotFound or Rejected."""
+    try:
+        role = json.loads(_read_limited(path))["role"]
+    except (KeyError, TypeError, ValueError):
+        raise Rejected(f"{path}: not a well-formed key file of a role") from None
+    if role not in ROLE_SECRETS:
+        raise Rejected(f"{path}: of no role that is known")
+    return read_keyring(path, role_passphrase(operator_passphrase, role))
+
+
 def write_keyring(
-    path: Path, keyring: Keyring, passphrase: str, entropy: Callable[[int], bytes] = os.urandom
+    path: Path,
+    keyring: Keyring,
+    passphrase: str,
+    entropy: Callable[[int], bytes] = os.urandom,
+    *,
+    role: Role | None = None,
 ) -> None:
     """Write the keyring encrypted, readable by its owner only; never over an existing file.
 
@@ -142,6 +178,8 @@ def write_keyring(
         "salt": entropy(16).hex(),
         "nonce": nonce.hex(),
     }
+    if role is not None:
+        head["role"] = role
     sealed = _sealer(head, passphrase).encrypt(nonce, _secrets(keyring), _canonical(head))
     data = _canonical(head | {"sealed": base64.b64encode(sealed).decode("ascii")}) + b"\n"
     try:

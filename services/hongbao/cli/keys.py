@@ -24,7 +24,7 @@ from hongbao.cipher.key_lists import (
     parse_key_ids,
     parse_key_lists,
 )
-from hongbao.cipher.keyring import ROLE_SECRETS, new_keyring, read_public_key, write_keyring
+from hongbao.cipher.keyring import ROLE_SECRETS, new_keyring, read_public_key, write_role_keyring
 from hongbao.cli import minting
 from hongbao.cli.acks import wait_acked
 from hongbao.cli.campaign_input import require_campaign
@@ -80,7 +80,7 @@ def new(
     keyring = new_keyring(campaign, map(KeyId, range(1, count + 1)), os.urandom)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     for role in ROLE_SECRETS:
-        write_keyring(out / f"{role}.keys", keyring.for_role(role), passphrase)
+        write_role_keyring(out / f"{role}.keys", keyring, role, passphrase)
     (out / "verify.pub").write_text(keyring.verify_key.hex() + "\n")
     typer.echo(f"{count} ticket keys of {campaign} in {out}")
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hongbao.cipher.keyring import read_keyring
+from hongbao.cipher.keyring import read_role_keyring
 from hongbao.cli import minting
 from hongbao.domain.manifest import Manifest
 from hongbao.domain.money import format_yuan
@@ -50,7 +50,7 @@ def mint(
         hongbao mint examples/new-year --keys keys/mint.keys --scheme main --json | jq .schemes
     """
     _, chosen = minting.choose_plans(file, plans, scheme, ticket_shards, claims_shards)
-    keyring = read_keyring(keys, passphrase)
+    keyring = read_role_keyring(keys, passphrase)
     out.mkdir(parents=True, exist_ok=True)
     manifests = []
     for plan in chosen:

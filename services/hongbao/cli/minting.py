@@ -55,7 +55,7 @@ Passphrase = Annotated[
     str,
     typer.Option(
         envvar="HONGBAO_KEYS_PASSPHRASE",
-        prompt="Passphrase of the key files",
+        prompt="The operator's passphrase of the key files",
         hide_input=True,
         help="Better given by the environment or the prompt than on the command line.",
     ),

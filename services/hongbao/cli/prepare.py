@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hongbao.cipher.keyring import Keyring, Role, new_keyring, read_keyring, write_keyring
+from hongbao.cipher.keyring import (
+    Keyring,
+    Role,
+    new_keyring,
+    read_keyring,
+    role_passphrase,
+    write_role_keyring,
+)
 from hongbao.cli.late_edit import read_late_edit
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
@@ -26,6 +33,7 @@ from hongbao.mint.scheme import finished_scheme, mint_scheme
 from hongbao.verify.scheme import verify_scheme
 
 PASSPHRASE_VARIABLE = "HONGBAO_KEYS_PASSPHRASE"
+ROLE_PASSPHRASE_VARIABLE = "HONGBAO_ROLE_PASSPHRASE"
 NEW_KEYS = ".new"
 PARTIAL_KEYS = ".partial"
 ROLES: tuple[Role, ...] = ("mint", "redeem", "access")
@@ -44,9 +52,12 @@ class Prepared:
 
 
 def passphrase(run: RunDir) -> str:
-    """Return the passphrase of the key files: from the environment, else one made for this run.
+    """Return the operator's passphrase: from the environment, else one made for this run.
 
-    The made one lies beside the keys (mode 0600): good for a rehearsal, not for money.
+    The made one lies beside the keys (mode 0600): good for a rehearsal, not for money. Processes
+    of one user on one machine can read it and each other's key files, whatever their role: there,
+    passphrases by role keep secrets apart in memory and environment, not in the file system. For
+    that, give every role a user or a machine of its own, and only its own key file.
     """
     if given := os.environ.get(PASSPHRASE_VARIABLE):
         return given
@@ -59,8 +70,14 @@ def passphrase(run: RunDir) -> str:
 
 
 def role_keyring(run: RunDir, role: Role) -> Keyring:
-    """Read what a role may know."""
-    return read_keyring(run.keys / f"{role}.keys", passphrase(run))
+    """Read what a role may know: by the passphrase that the supervisor handed to this process.
+
+    It is taken out of the environment, so call this once. Without it (the operator's own commands)
+    the role's passphrase is derived from the operator's.
+    """
+    handed = os.environ.pop(ROLE_PASSPHRASE_VARIABLE, "")
+    secret = handed or role_passphrase(passphrase(run), role)
+    return read_keyring(run.keys / f"{role}.keys", secret)
 
 
 def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -> Prepared:
@@ -126,7 +143,7 @@ def _make_keys(run: RunDir, campaign: Campaign) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(mode=0o700)
     for role in ROLES:
-        write_keyring(partial / f"{role}.keys", keyring.for_role(role), secret)
+        write_role_keyring(partial / f"{role}.keys", keyring, role, secret)
     sync_folder(partial)
     partial.rename(run.keys / NEW_KEYS)  # from here on the set is whole
     _finish_making(run)

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
+from hongbao.cli.child_environ import child_environ
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.domain.errors import Transient
 
@@ -138,7 +139,10 @@ class Supervisor:
 
     async def _spawn(self, spec: ProcessSpec) -> asyncio.subprocess.Process:
         self._run.logs.mkdir(parents=True, exist_ok=True)
-        environ = {**os.environ, **await self._environ(spec)}
+        environ = {
+            **child_environ(os.environ, self._run, spec.role),
+            **await self._environ(spec),
+        }
         command = self._command(self._run, spec)
         with (self._run.logs / f"{spec.process}.log").open("ab") as output:
             # A session of its own: Ctrl-C reaches the supervisor alone, which drains in order.

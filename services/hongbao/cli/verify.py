@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from hongbao.cipher.keyring import read_keyring
+from hongbao.cipher.keyring import read_role_keyring
 from hongbao.cli import minting
 from hongbao.domain.errors import Corrupt
 from hongbao.domain.manifest import PacketIndex, manifest_name, parse_manifest, signature_name
@@ -53,7 +53,7 @@ def verify(
         hongbao verify examples/new-year --keys keys/redeem.keys --json | jq .problems
     """
     campaign, chosen = minting.choose_plans(file, plans, scheme, ticket_shards, claims_shards)
-    keyring = read_keyring(keys, passphrase)
+    keyring = read_role_keyring(keys, passphrase)
     cores = workers or os.cpu_count() or 1
     reports: list[tuple[MintPlan, VerifyReport]] = []
     for plan in chosen:

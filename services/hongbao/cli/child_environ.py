@@ -1,0 +1,31 @@
+"""Owns what a process of a run finds in its environment: no secret but its own role's."""
+
+from collections.abc import Mapping
+
+from hongbao.cipher.keyring import Role, role_passphrase
+from hongbao.cli.prepare import ROLE_PASSPHRASE_VARIABLE, passphrase
+from hongbao.cli.run_dir import RunDir
+
+KEY_FILES: Mapping[str, Role] = {"redeem": "redeem", "access": "access", "settle": "access"}
+"""Whose key file each role reads; settle needs only the public key in it, the store needs none."""
+
+NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR"})
+PREFIXES = ("PYTHON", "LC_", "HONGBAO_RUN", "HONGBAO_LOG", "HONGBAO_FAULTS")
+ROLE_PREFIXES: Mapping[str, tuple[str, ...]] = {
+    "settle": ("PG", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+}
+"""What only one role needs: settle reaches the ledger and the payment backend."""
+
+
+def child_environ(environ: Mapping[str, str], run: RunDir, role: str) -> dict[str, str]:
+    """Return what a role needs of the supervisor's environment, and its own passphrase.
+
+    The operator's passphrase stays behind, and so does whatever else lies there.
+    """
+    prefixes = PREFIXES + ROLE_PREFIXES.get(role, ())
+    kept = {
+        name: value for name, value in environ.items() if name in NAMES or name.startswith(prefixes)
+    }
+    if role in KEY_FILES:
+        kept[ROLE_PASSPHRASE_VARIABLE] = role_passphrase(passphrase(run), KEY_FILES[role])
+    return kept
