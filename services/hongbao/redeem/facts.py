@@ -49,7 +49,11 @@ class Facts:
         self.active_batches: frozenset[int] = frozenset()
         """The batches of the active scheme of every slot; others are not to be paid."""
         self.pods_of_file: dict[int, set[int]] = {}
-        """Every pod that a file was ever seen assigned to."""
+        """Who was seen to serve each file since this process started.
+
+        Earlier moves need not be known: a file of a slot that has opened never moves (R22, R23), so
+        whoever gave out its packets still serves it.
+        """
         self.epochs: dict[int, int] = {}
         """The current epoch of every pod."""
         self.key_lists = KeyLists()

@@ -134,7 +134,7 @@ class OpenService:
         session = _verify_session(request.session, self._session_key, self._campaign_hash)
         if session is None or session.expiry_s * 1000 <= now_ms:
             self.counts.refused[Cause.SESSION] += 1
-            raise Unauthenticated(NOT_GOOD, field="session")
+            raise Unauthenticated(NOT_GOOD)
         if self._flights.count >= self._limits.in_flight_max:
             self.counts.shed += 1
             raise Overloaded(
@@ -229,4 +229,4 @@ class OpenService:
                 self._alarms.count("pod", refusal.pod, refusal.cause)
             elif refusal.cause is not Cause.SLOT:
                 self._alarms.count("key", refusal.key_id, refusal.cause)
-        return Unauthenticated(NOT_GOOD, field="claim_token")
+        return Unauthenticated(NOT_GOOD)

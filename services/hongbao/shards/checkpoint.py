@@ -1,7 +1,8 @@
 """Owns snapshots of a shard's state in the store; refuses to be trusted.
 
-A checkpoint only shortens replay. Whatever is wrong with it (torn by a crash, overwritten by a
-paused owner's late write), its digest does not fit and the log is replayed from the start.
+A checkpoint only shortens replay. The digest of a torn one does not fit, and the log is replayed
+from the start. A paused owner that writes late writes chunks of its own epoch and a head that
+names them: that checkpoint is whole and true of an older position, so the replay is only longer.
 """
 
 import hashlib
