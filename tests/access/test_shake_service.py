@@ -278,3 +278,12 @@ async def test_another_campaign_is_not_found() -> None:
     request.campaign = "../snow"
     with pytest.raises(NotFound, match="snow"):
         service.shake(request)
+
+
+async def test_while_shedding_only_a_proved_session_says_whose_call_it_is() -> None:
+    """R25: or a caller makes up users until one of them is let in."""
+    service = await raining(Clock(START_MS + 50))
+    assert service.user_of(request_of(7)) == 7
+    for name, session in BAD_SESSIONS.items():
+        wanted = 1 if name == "expired" else 0  # expiry is judged when it is served
+        assert service.user_of(ShakeRequest(campaign=CAMPAIGN, session=session)) == wanted

@@ -167,7 +167,12 @@ class AccessPod:
                 f"{service}OpenSession", OpenSessionRequest, OpenSessionReply, self.open_session
             ),
             Method(
-                f"{service}Shake", ShakeRequest, ShakeReply, self.shake, priority=1, user_of=_caller
+                f"{service}Shake",
+                ShakeRequest,
+                ShakeReply,
+                self.shake,
+                priority=1,
+                user_of=self.service.user_of,
             ),
         )
 
@@ -429,8 +434,3 @@ class AccessPod:
 def _ours(key: str) -> bool:
     """Say whether this role obeys and acknowledges a switch."""
     return switches.find_switch(key.removeprefix(switches.PREFIX)).role == ROLE
-
-
-def _caller(request: ShakeRequest) -> int:
-    """Return the user that the session names: unproved, good enough to shed by (R25)."""
-    return int.from_bytes(request.session[2:10], "big")

@@ -151,6 +151,15 @@ class ShakeService:
             return self._next_nothing()
         return self._issue(user)
 
+    def user_of(self, request: ShakeRequest) -> int:
+        """Return whose call it is, to shed by; 0 when the session is bad.
+
+        Asked only while the process sheds. Proved, or a caller could make up users until one is let
+        in (R25).
+        """
+        session = verify_session(request.session, self._session_key, self._campaign_hash)
+        return 0 if session is None else session.user
+
     def _issue(self, user: int) -> ShakeReply:
         """Bind the next record to the user; slow_down while the log is slower than the pace."""
         for cursor in self._open:

@@ -94,8 +94,9 @@ class SessionDesk:
 def user_priority(campaign_hash: bytes, user: int) -> int:
     """Return 0 to 255, the same for all of a user's calls of a campaign.
 
-    Under overload users are shed by it, whole users at a time, not calls at random (R25,
-    Zhou et al. 2018, DAGOR).
+    It is sealed into the session for whoever sheds and does not know users. Our own processes
+    shed by the proved user itself, which spreads evenly over their levels (R25, Zhou et al.
+    2018, DAGOR; transport/admission.py).
     """
     return hashlib.blake2b(user.to_bytes(8, "big") + campaign_hash, digest_size=1).digest()[0]
 
