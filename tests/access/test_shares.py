@@ -2,6 +2,9 @@
 
 from collections import Counter
 
+import pytest
+from hongbao.access.limits import AccessLimits
+from hongbao.domain.campaign import PER_USER_PACKETS_MAX
 from hongbao.domain.exposure import CYCLE_MAX, exposure_cycle
 from hongbao.domain.user_cap import CAP_MAX, UserCap
 from hypothesis import given, settings
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 
 @settings(max_examples=50, deadline=None)
 @given(
-    cap=st.integers(1, 300),
+    cap=st.integers(1, CAP_MAX),
     users=st.lists(st.integers(1, 40), max_size=600),
     columns_log2=st.integers(4, 8),
 )
@@ -22,7 +25,7 @@ def test_no_user_wins_more_than_the_cap_however_small_the_memory(
         if not counters.reached(user):
             counters.add(user)
             won[user] += 1
-    assert max(won.values(), default=0) <= min(cap, CAP_MAX)
+    assert max(won.values(), default=0) <= cap
 
 
 def test_users_reach_exactly_the_cap_while_memory_is_ample() -> None:
@@ -65,3 +68,13 @@ def test_small_weights_are_exact_and_evenly_spaced() -> None:
 def test_no_goals_give_an_empty_cycle() -> None:
     assert exposure_cycle([("a", 0)]) == ()
     assert exposure_cycle([]) == ()
+
+
+def test_no_cap_is_taken_that_could_not_be_kept() -> None:
+    """A counter is one byte: the campaign file, the limits and the counters agree on 255."""
+    assert PER_USER_PACKETS_MAX == CAP_MAX
+    for packets_max in (0, CAP_MAX + 1):
+        with pytest.raises(AssertionError):
+            UserCap(packets_max)
+        with pytest.raises(AssertionError):
+            AccessLimits(user_packets_max=packets_max)

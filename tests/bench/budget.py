@@ -23,7 +23,7 @@ HEAD = """campaign: {campaign}
 title: What one core does
 budget_yuan: "{yuan}"
 key_cap_yuan: "300000.00"
-per_user_packets: 1000
+per_user_packets: 255
 sponsors: sponsors.csv
 active_scheme: only
 schemes: [{{scheme: only, title: Only one, script: script.csv}}]

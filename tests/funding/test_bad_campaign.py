@@ -17,7 +17,7 @@ from tests.funding.files import CAMPAIGN, SPARE, only_problem, problems_of, smal
         ('"3000.00"', "3000", 3, "budget_yuan", "two decimals"),
         ('"3000.00"', "3e3", 3, "budget_yuan", "exponent"),
         ('"500.00"', '"300000.01"', 4, "key_cap_yuan", "outside"),
-        ("per_user_packets: 5", "per_user_packets: 1001", 5, "per_user_packets", "outside"),
+        ("per_user_packets: 5", "per_user_packets: 256", 5, "per_user_packets", "outside"),
         ("sponsors.csv", "../sponsors.csv", 6, "sponsors", "plain name"),
         ("sponsors.csv", "/etc/sponsors.csv", 6, "sponsors", "plain name"),
         ("sponsors.csv", "sponsors.txt", 6, "sponsors", "plain name"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from hongbao.domain.timeline import OPEN_GRACE_MS
+from hongbao.domain.user_cap import CAP_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,7 +11,11 @@ class AccessLimits:
     """Bounds of one access process; the defaults suit a core of its own."""
 
     user_packets_max: int = 10
-    """Packets one user may win at this process (per process: shaking asks no one else)."""
+    """Packets one user may win at this process since it started, 255 at most.
+
+    Shaking asks no one else, so it is neither a cap over all processes nor over restarts: it
+    spreads packets over users (R4), and is no promise that nobody ever gets more.
+    """
 
     user_cap_columns_log2: int = 23
     """Counters a row of the user cap: 2^23 × 4 rows of one byte = 32 MiB for 10M winners."""
@@ -111,5 +116,5 @@ class AccessLimits:
 
     def __post_init__(self) -> None:
         assert self.reserve_records >= 2
-        assert self.user_packets_max >= 1
+        assert 1 <= self.user_packets_max <= CAP_MAX
         assert self.reserve_files >= 1

@@ -3,14 +3,15 @@
 A count-min sketch with conservative update (Estan and Varghese 2002): a user's count is the
 least of its counters, every one of which is at least the true count. So the cap is never
 exceeded; a few users may reach it early. With 2^23 counters a row, 4 rows and 10M winners it
-stops under 1 user in 5,000 early (cap 3), in 32 MiB. It counts what this process issued.
+stops under 1 user in 5,000 early (cap 3), in 32 MiB. It counts what this process has issued since
+it started: a user may win as much again at every other process, and after every restart.
 """
 
 from typing import Final
 
 ROWS: Final = 4
 COLUMNS_LOG2: Final = 23
-CAP_MAX: Final = 255  # a counter is one byte; a higher cap acts as this one
+CAP_MAX: Final = 255  # a counter is one byte
 
 _MASK: Final = (1 << 64) - 1
 _MIX_1: Final = 0xBF58476D1CE4E5B9  # SplitMix64 (Steele, Lea and Flood 2014)
@@ -24,7 +25,8 @@ class UserCap:
 
     def __init__(self, packets_max: int, *, columns_log2: int = COLUMNS_LOG2) -> None:
         assert 4 <= columns_log2 <= 28
-        self._cap = min(packets_max, CAP_MAX)
+        assert 1 <= packets_max <= CAP_MAX
+        self._cap = packets_max
         self._column_mask = (1 << columns_log2) - 1
         self._rows = tuple(bytearray(1 << columns_log2) for _ in range(ROWS))
 
