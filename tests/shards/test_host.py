@@ -227,7 +227,7 @@ async def test_a_call_to_a_paused_owner_goes_to_the_next_one_as_soon_as_there_is
     following = asyncio.create_task(router.follow("toy"))
     cluster.paused.add("a")
     calls = [asyncio.create_task(router.submit("toy", 1, add(n, 1))) for n in range(2000)]
-    await until(lambda: len(cluster.calls) == 2)  # two calls at the peer, the rest waits
+    await until(lambda: len(cluster.calls) >= 2)  # two calls at the peer, the rest waits
     await cluster.stop("a")
     cluster.start("b")
     async with asyncio.timeout(5):
