@@ -115,7 +115,7 @@ async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract:
     outcomes: dict[bytes, bool | None] = {}
 
     async def write(writer: int) -> None:
-        for number in range(1000):
+        for number in range(100_000):
             key = contract.key(f"{writer}-{number}")
             try:
                 outcomes[key] = await contract.store.create(key, key)
