@@ -67,7 +67,9 @@ class Redis(asyncio.Protocol):
                     break
                 value = data[line + 2 : stop - 2] if size >= 0 else None
             future = self._waiting.popleft()
-            if kind == b"-":
+            if future.done():  # its call was cancelled: the last one of a round
+                pass
+            elif kind == b"-":
                 future.set_exception(RuntimeError(head.decode()))
             else:
                 future.set_result(value)
