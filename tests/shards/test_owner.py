@@ -1,6 +1,7 @@
 """One owner of one shard: fencing, read-back, bounds, derived keys, replay (F2, F3, F11)."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -376,3 +377,37 @@ def test_limits_that_do_not_fit_the_store_are_refused() -> None:
         OwnerLimits(block_bytes_max=1 << 20)
     with pytest.raises(Rejected):
         OwnerLimits(entry_bytes_max=1 << 19)
+
+
+async def test_checkpoints_cost_no_more_than_the_log_since(store: FaultyStore) -> None:
+    """The next one waits until as much was logged as the last one had."""
+    owner = await take_over(store, checkpoint_blocks=2)
+    seen = set()
+    for number in range(200):
+        await owner.submit(add(number, 1))
+        await asyncio.sleep(0.001)
+        if head := await store.get(SHARD.checkpoint()):
+            seen.add(int.from_bytes(head[:8], "big"))
+    written = sum(8 + 8 * position for position in seen)  # a toy's snapshot after so many blocks
+    assert 3 <= len(seen) < 30
+    assert written <= 2 * 200 * ENTRY.size
+
+
+async def test_blocks_do_not_wait_for_a_checkpoint(store: FaultyStore) -> None:
+    owner = await take_over(store, checkpoint_blocks=4, derived_blocks_max=2)
+    put_many, held = store.inner.put_many, asyncio.Event()
+
+    async def hold_checkpoints(items: Sequence[tuple[bytes, bytes]]) -> None:
+        if items[0][0].startswith(SHARD.checkpoint()):
+            await held.wait()
+        await put_many(items)
+
+    store.inner.put_many = hold_checkpoints  # type: ignore[method-assign]
+    for number in range(20):
+        await asyncio.wait_for(owner.submit(add(number, 1)), 1)
+    assert await store.get(SHARD.checkpoint()) is None
+    held.set()
+    await owner.drain()
+    head = await store.get(SHARD.checkpoint())
+    assert head is not None
+    assert int.from_bytes(head[:8], "big") == owner.position - 1
