@@ -11,7 +11,6 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections import deque
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from hongbao.client.status import OK, Answer
 from hongbao.client.wire import Wire
 from hongbao.proto.v1 import access_pb2
 
-from tests.bench.drive import GOOD_S, Drive, Driver
+from tests.bench.drive import GOOD_S, NO_STREAM, Drive, Driver
 from tests.bench.pinned import LOAD_CORE
 
 SLOT_S = 0.005
@@ -62,7 +61,6 @@ class Phones(Driver):
         self._crowd = plan
         self._wheel: list[list[int]] = [[] for _ in range(SLOTS)]
         self._failures = [0] * plan.phones
-        self._held: list[deque[tuple[int, float]]] = [deque() for _ in range(plan.connections)]
 
     async def run(self) -> dict[str, Any]:
         plan = self._crowd
@@ -100,33 +98,22 @@ class Phones(Driver):
             for slot in range(turned, self._turned):
                 due, self._wheel[slot % SLOTS] = self._wheel[slot % SLOTS], []
                 for phone in due:
-                    self._held[phone % len(wires)].append((phone, now))
+                    self._send(phone, wires[phone % len(wires)], now)
             turned = self._turned
-            for index, wire in enumerate(wires):
-                self._send_held(index, wire, now)
+            for wire in wires:
                 wire.expire(now, 5.0)
 
-    def _send_held(self, index: int, wire: Wire, now: float) -> None:
-        """Send what waits for a stream of this connection; who waited too long gives up."""
-        held = self._held[index]
-        while held:
-            phone, due_at = held[0]
-            if now - due_at > GOOD_S:
-                held.popleft()
-                self._outcomes["gave up before sending"] += 1
-                self._come_back(phone, None)
-            elif wire.has_free_stream:
-                held.popleft()
-                self._sent += 1
-                done = partial(self._on_reply, index, wire, phone, due_at)
-                message = self._messages[phone % len(self._messages)]
-                wire.call(self._block, message, GOOD_S, done)
-            else:
-                return
+    def _send(self, phone: int, wire: Wire, now: float) -> None:
+        """Shake; a phone whose connection takes no more calls gives up and backs off."""
+        if not wire.has_free_stream:
+            self._outcomes[NO_STREAM] += 1
+            self._come_back(phone, None)
+            return
+        self._sent += 1
+        message = self._messages[phone % len(self._messages)]
+        wire.call(self._block, message, GOOD_S, partial(self._on_reply, phone, now))
 
-    def _on_reply(
-        self, index: int, wire: Wire, phone: int, due_at: float, answer: Answer, body: bytes
-    ) -> None:
+    def _on_reply(self, phone: int, due_at: float, answer: Answer, body: bytes) -> None:
         if self._over:
             return
         now = self._loop.time()
@@ -139,8 +126,6 @@ class Phones(Driver):
             self._come_back(phone, max(wait_ms / 1000, self._crowd.interval_s))
         else:
             self._come_back(phone, answer.retry_after_s)
-        if self._held[index]:
-            self._send_held(index, wire, now)
 
     def _come_back(self, phone: int, wait_s: float | None) -> None:
         if wait_s is None:
