@@ -22,8 +22,8 @@ from hongbao.proto.v1 import access_pb2
 from tests.bench.drive import GOOD_S, NO_STREAM, Drive, Driver
 from tests.bench.pinned import LOAD_CORE
 
-SLOT_S = 0.005
-SLOTS = 16_384  # 82 s: longer than any order to wait
+SLOT_S = 0.001
+SLOTS = 65_536  # 65 s: longer than any order to wait
 BACKOFF_S, BACKOFF_S_MAX = 1.0, 30.0
 
 

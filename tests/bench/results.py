@@ -49,8 +49,9 @@ class Result:
         if self.value is not None and self.target is not None:
             met = self.value <= self.target if self.lower_is_better else self.value >= self.target
             checks.append(met)
-        if self.ratio is not None and self.target_ratio is not None:
-            checks.append(self.ratio >= self.target_ratio)
+        if self.peer_value is not None and self.target_ratio is not None:
+            # A peer that answered nothing is a broken comparison, not a win.
+            checks.append(self.ratio is not None and self.ratio >= self.target_ratio)
         if not checks:
             return ""
         return "met" if all(checks) else "missed"

@@ -58,3 +58,9 @@ def test_outcomes_are_told_as_shares_over_all_rounds() -> None:
 def test_the_campaign_of_the_bench_is_a_good_one(tmp_path: Path) -> None:
     campaign = require_campaign(budget.write_campaign(tmp_path, 100_000))
     assert campaign.schemes[0].packets == 100_000
+
+
+def test_a_peer_that_answers_nothing_is_no_win() -> None:
+    row = compare("open", "opens/s", [12_000.0], "peer", [0.0], target=10_000.0, target_ratio=4.0)
+    assert row.ratio is None
+    assert row.verdict == "missed"
