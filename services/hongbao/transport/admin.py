@@ -85,13 +85,9 @@ class EnvoyAdmin:
         lines = (line.rpartition(": ") for line in answer.text.splitlines())
         return {name: int(value) for name, _, value in lines if value.isdigit()}
 
-    async def set_runtime(self, values: dict[str, str]) -> None:
-        """Change runtime keys of the admin layer; they hold until Envoy ends."""
-        await self._post("/runtime_modify", values)
-
-    async def _post(self, path: str, parameters: dict[str, str] | None = None) -> None:
+    async def _post(self, path: str) -> None:
         try:
-            answer = await self._client.post(path, params=parameters)
+            answer = await self._client.post(path)
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise Transient(f"Envoy's admin did not take {path}: {error!r}") from error

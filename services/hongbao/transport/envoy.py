@@ -89,7 +89,6 @@ def build_gateway_config(config: GatewayConfig) -> Json:
             "listeners": [build_listener(config)],
             "clusters": build_clusters(config.zone, config.upstreams, config.internal_path),
         },
-        "layered_runtime": {"layers": [{"name": "admin", "admin_layer": {}}]},
         "overload_manager": build_overload_manager(config.limits),
     }
 
