@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.14 python3.13 python
   command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo test check bench sim protos lock clean
+.PHONY: help setup demo servers test check bench sim protos lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,7 +23,10 @@ $(VENV)/.stamp: requirements/dev.txt pyproject.toml
 demo: setup ## play a short New Year's Eve on embedded parts; the last line is JSON
 	$(RUN)/hongbao demo
 
-test: setup ## unit, property, contract, simulation and process-level tests
+servers: setup ## build the store servers (PD, TiKV protocol, etcd) that some tests run against
+	$(RUN)/python -m tests.servers
+
+test: servers ## unit, property, contract, simulation and process-level tests
 	$(RUN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 check: setup ## format, lint, types, layers, generated files

@@ -24,7 +24,11 @@ def store_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorePro
     process.kill()
 
 
-@pytest.fixture(params=["memory", "lmdb", "client"])
+EMBEDDED = ("memory", "lmdb", "client")
+"""The adapters that keep both ports; a suite adds those that keep only its own."""
+
+
+@pytest.fixture(params=EMBEDDED)
 async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
     prefix = request.node.name
     made: Contract
