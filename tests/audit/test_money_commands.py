@@ -14,7 +14,7 @@ from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cipher.keyring import new_keyring, write_keyring
 from hongbao.cli import main
-from hongbao.cli.run_dir import RunDir
+from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Slot
 from hongbao.domain.claim import Claim
@@ -26,6 +26,7 @@ from hongbao.mint.scheme import mint_scheme
 from hongbao.settle.book import KeyRules
 from hongbao.settle.ports import TransferState
 from hongbao.settle.settler import Settler
+from hongbao.shards.host import Member
 
 from tests.funding.files import small_campaign, small_files
 from tests.minted import FixedEntropy, MintedCampaign
@@ -122,6 +123,30 @@ def hongbao(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return status, captured.out + (captured.err if status else "")
 
     return call
+
+
+@pytest.mark.parametrize(("lives", "residue_packets"), [(True, 0), (False, 7)])
+def test_what_a_living_pod_reserved_is_no_residue(
+    tmp_path: Path, hongbao: Command, lives: bool, residue_packets: int
+) -> None:
+    """F1: only what an instance died with is lost; an audit may come while the rain goes on."""
+    night = Night(tmp_path)
+    night.run.write_specs(night.settings, [ProcessSpec("access-a-0", "access", "a", pod=3)])
+    file = night.minted.manifest.files[0]
+
+    async def reserve(store: LmdbStore) -> None:
+        back = CursorEntry(RETURNED, 1, 1, file.count - 7, file.count, file.count - 7)
+        held = CursorEntry(RESERVED, 3, 5, file.count - 7, file.count, file.count - 7)
+        await store.put_many([(cursor_key(file.file, 1), pack_cursor(back))])
+        await store.create(cursor_key(file.file, 2), pack_cursor(held))
+        await store.put("pods/3/epoch", b"5")
+        if lives:
+            member = Member("access-a-0", "a", "", "access").to_json()
+            assert await store.acquire("member/access-a-0", "it", ttl_s=60.0, value=member)
+
+    night.change(reserve)
+    status, text = hongbao("audit", str(night.run.path), "--json")
+    assert (status, json.loads(text)["residue_packets"]) == (0, residue_packets), text
 
 
 def test_money_goes_in_and_the_rest_comes_back_and_the_audit_proves_it(

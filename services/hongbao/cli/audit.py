@@ -73,7 +73,7 @@ async def audit_run(run: Path, acknowledged: list[int] | None = None) -> AuditRe
                 active=minted.active,
                 log_store=opened.log_store,
                 ledger=engine,
-                alive=await money.read_alive(opened.coordination),
+                alive=await money.read_alive(opened),
                 acknowledged=acknowledged or (),
             )
             return await audit_campaign(given)

@@ -1,7 +1,6 @@
 """Owns what `hongbao audit` and `hongbao fund` read of a run: schemes, rules, who is alive."""
 
 import asyncio
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,13 @@ import sqlalchemy as sa
 
 from hongbao.adapters import sql
 from hongbao.cipher.keyring import read_public_key
+from hongbao.cli.acks import read_living
 from hongbao.cli.process import read_manifests
+from hongbao.cli.run_dir import access_pods
 from hongbao.cli.stores import Stores
 from hongbao.domain.errors import Rejected
 from hongbao.domain.manifest import Manifest
 from hongbao.settle.rules import parse_active
-from hongbao.shards.ports import Coordination
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,15 @@ async def open_ledger(stores: Stores) -> sa.Engine:
     return engine
 
 
-async def read_alive(coordination: Coordination) -> set[tuple[int, int]]:
+async def read_alive(stores: Stores) -> set[tuple[int, int]]:
     """Return (pod, epoch) of the access processes that hold their member lease."""
-    members = await coordination.read_prefix("lease/member/")
-    pods = {int(json.loads(one.value).get("pod", 0)) for one in members if one.value} - {0}
+    _, specs = stores.run.read_specs()
+    living = await read_living(stores.coordination)
     alive = set()
-    for pod in pods:
-        epoch = await coordination.read(f"pods/{pod}/epoch")
-        alive.add((pod, int(epoch.value or 0)))
+    for pod in access_pods(specs):
+        if pod.process in living:
+            epoch = await stores.coordination.read(f"pods/{pod.pod}/epoch")
+            alive.add((pod.pod, int(epoch.value or 0)))
     return alive
 
 
