@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from tests.contracts.store_contracts import (
     MemoryContract,
     StoreProcess,
 )
+from tests.contracts.tikv_contracts import tikv_one, tikv_three
+
+__all__ = ["tikv_one", "tikv_three"]  # fixtures
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +34,15 @@ EMBEDDED = ("memory", "lmdb", "client")
 
 @pytest.fixture(params=EMBEDDED)
 async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+    async with embedded_contract(request, tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def embedded_contract(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[Contract]:
+    """Open one of `EMBEDDED`, the fixture's parameter."""
     prefix = request.node.name
     made: Contract
     if request.param == "memory":

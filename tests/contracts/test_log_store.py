@@ -1,15 +1,26 @@
 """The contract of LogStore, on every adapter (design §1)."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
-from hongbao.domain.errors import Ambiguous, Exhausted
+from hongbao.domain.errors import Ambiguous, Exhausted, Transient
 from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
+from tests.contracts.conftest import EMBEDDED, embedded_contract
 from tests.contracts.store_contracts import Contract
+from tests.contracts.tikv_contracts import TIKV, tikv_contract
 
 KILLS_MAX = 20
 """A kill that interrupts no call is possible each time; twenty in a row are not."""
+
+
+@pytest.fixture(params=[*EMBEDDED, *TIKV])
+async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+    open_contract = embedded_contract if request.param in EMBEDDED else tikv_contract
+    async with open_contract(request, tmp_path) as made:
+        yield made
 
 
 async def test_an_absent_key_is_created(contract: Contract) -> None:
@@ -112,7 +123,7 @@ async def test_everything_acknowledged_is_there_after_a_restart(contract: Contra
     assert await contract.store.create(contract.key("c"), b"new") is True
 
 
-@pytest.mark.parametrize("contract", ["client"], indirect=True)
+@pytest.mark.parametrize("contract", ["client", *TIKV], indirect=True)
 async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract: Contract) -> None:
     """F8, F10: whatever was answered is true after the restart; Ambiguous is read back.
 
@@ -131,6 +142,8 @@ async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract:
                 outcomes[key] = await contract.store.create(key, key)
             except Ambiguous:
                 outcomes[key] = None
+            except Transient:
+                await asyncio.sleep(0.01)
 
     writers = [asyncio.create_task(write(writer)) for writer in range(8)]
     for _ in range(KILLS_MAX):

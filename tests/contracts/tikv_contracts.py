@@ -1,0 +1,92 @@
+"""Puts TiKV behind the face of the contract suites: real servers of ours, or a user's cluster."""
+
+import asyncio
+import itertools
+import os
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hongbao.adapters.tikv import TikvStore
+from hongbao.shards.ports import LogStore
+
+from tests.contracts.store_contracts import Contract
+from tests.servers import binaries
+from tests.servers.tikv import TikvCluster
+
+PD_VARIABLE = "HONGBAO_TEST_TIKV_PD"
+"""Names the PD endpoints of a user's cluster, with commas in between."""
+NOT_OURS = f"{PD_VARIABLE} names a cluster whose servers are not ours to touch"
+
+_numbers = itertools.count(100)
+
+TIKV = [
+    pytest.param("tikv-raw-1", marks=pytest.mark.xdist_group("tikv-1")),
+    pytest.param("tikv-raw-3", marks=pytest.mark.xdist_group("tikv-3")),
+]
+
+
+@pytest.fixture(scope="session")
+def tikv_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TikvCluster | None]:
+    yield from _cluster(tmp_path_factory.mktemp("tikv-1"), 1)
+
+
+@pytest.fixture(scope="session")
+def tikv_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TikvCluster | None]:
+    yield from _cluster(tmp_path_factory.mktemp("tikv-3"), 3)
+
+
+def _cluster(folder: Path, stores: int) -> Iterator[TikvCluster | None]:
+    """Give a cluster of ours, or None where the environment names a user's."""
+    if PD_VARIABLE in os.environ:
+        yield None
+        return
+    if reason := binaries.why_not():
+        pytest.skip(reason)
+    with TikvCluster(folder, stores=stores) as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def tikv_contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+    """Open one of `TIKV`, the fixture's parameter."""
+    _, _, stores = request.param.split("-")
+    made = TikvContract(request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores]))
+    yield made
+    await made.close()
+
+
+class TikvContract(Contract):
+    """Gives each test a namespace: three bytes on our servers, which split only short keys."""
+
+    def __init__(
+        self,
+        cluster: TikvCluster | None,
+        make: Callable[[list[str], bytes], LogStore] = lambda pd, namespace: TikvStore(
+            pd, namespace=namespace
+        ),
+    ) -> None:
+        self.cluster = cluster
+        if cluster is None:
+            self.pd = os.environ[PD_VARIABLE].split(",")
+            self.namespace = b"hongbao-test/%s/" % secrets.token_hex(8).encode()
+        else:
+            self.pd = cluster.pd_endpoints
+            self.namespace = b"%03d" % next(_numbers)
+        super().__init__(make(self.pd, self.namespace), "")
+
+    def key(self, name: str) -> bytes:
+        return name.encode()
+
+    async def restart(self) -> None:
+        """Kill all stores and start them again."""
+        if self.cluster is None:
+            pytest.skip(NOT_OURS)
+        for act in (self.cluster.kill_store, self.cluster.start_store):
+            for index in range(self.cluster.stores):
+                await asyncio.to_thread(act, index)
+
+    async def close(self) -> None:
+        await self.store.close()

@@ -1,0 +1,50 @@
+"""Starts store servers that never outlive us, on ports that stay theirs while they are down."""
+
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+PORTS = range(12_000, 32_000)
+"""Below those that the kernel lends to callers: a server that restarts finds its port free."""
+STOP_S_MAX = 10.0
+
+# The kernel kills a child when the thread that started it ends, so one thread that lives as long
+# as the process starts them all.
+_STARTER = ThreadPoolExecutor(1, "servers")
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    while True:
+        port = PORTS[secrets.randbelow(len(PORTS))]
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+
+
+def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a server; it is killed when this process ends, however that happens."""
+    found = shutil.which("setpriv")
+    guard = [found, "--pdeathsig", "KILL", "--"] if found else []
+    with log.open("ab") as output:
+        return _STARTER.submit(
+            subprocess.Popen,
+            [*guard, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        ).result()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a server as a power cut would, and wait until it is gone."""
+    process.send_signal(signal.SIGKILL)
+    process.wait(STOP_S_MAX)
