@@ -14,33 +14,39 @@ import google.api
 from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
-PROTOS = sorted((ROOT / "protos").rglob("*.proto"))
-PACKAGE = Path("hongbao/proto/v1")
+OURS = Path("hongbao/proto/v1")
+ETCD = Path("hongbao/proto/etcd")
+"""etcd's own messages, which Envoy has no use for."""
 
 
 def generate(out: Path) -> None:
     """Write stubs, type stubs and descriptors.pb under `out`."""
+    for package in (OURS, ETCD):
+        (out / package).mkdir(parents=True)
+        (out / package / "__init__.py").touch()
+    compile_package(out, ETCD)
+    described = f"--descriptor_set_out={out / OURS / 'descriptors.pb'}"
+    compile_package(out, OURS, described, "--include_imports", "--include_source_info")
+
+
+def compile_package(out: Path, package: Path, *options: str) -> None:
+    """Write the stubs of one package's protos."""
     includes = [
         ROOT / "protos",
         files("grpc_tools") / "_proto",
         Path(next(iter(google.api.__path__))).parent.parent,
     ]
-    descriptors = out / PACKAGE / "descriptors.pb"
-    descriptors.parent.mkdir(parents=True, exist_ok=True)
     arguments = [
         "protoc",
         f"--plugin=protoc-gen-mypy={Path(sys.executable).parent / 'protoc-gen-mypy'}",
         *(f"-I{path}" for path in includes),
         f"--python_out={out}",
         f"--mypy_out=quiet:{out}",
-        f"--descriptor_set_out={descriptors}",
-        "--include_imports",
-        "--include_source_info",
-        *map(str, PROTOS),
+        *options,
+        *map(str, sorted((ROOT / "protos" / package).rglob("*.proto"))),
     ]
     if protoc.main(arguments) != 0:
         raise SystemExit("protoc failed")
-    (out / PACKAGE / "__init__.py").touch()
 
 
 def main() -> None:

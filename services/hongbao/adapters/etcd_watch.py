@@ -1,0 +1,145 @@
+"""Owns following a prefix of etcd for ever, over lost members, elections and compactions.
+
+Only whole revisions are handed on, so a resume at the last revision + 1 neither loses nor doubles
+an event. Where etcd has compacted what comes next, the prefix is listed as of the compaction:
+what changed and what vanished until then is handed on, and from there every change again.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+import structlog
+
+from hongbao.adapters.etcd_facts import Namespace, Shown, range_end_of
+from hongbao.adapters.etcd_members import HAS_LEADER, QUIET_S_MAX, Member, Members
+from hongbao.domain.errors import Transient
+from hongbao.proto.etcd import rpc_pb2 as pb
+from hongbao.proto.etcd.kv_pb2 import Event, KeyValue
+from hongbao.shards.ports import Versioned
+
+RETRY_S: Final = 0.05
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSource:
+    """Is what a watch needs of its adapter; `list_at` reads a prefix as of a revision."""
+
+    members: Members
+    namespace: Namespace
+    shown: Shown
+    list_at: Callable[[str, int], Awaitable[list[KeyValue]]]
+
+
+class _Compacted(Exception):
+    def __init__(self, revision: int) -> None:
+        super().__init__(revision)
+        self.revision = revision
+
+
+class _Broken(Exception):
+    """Says that a member's watch is over: go on with another."""
+
+
+async def follow(source: WatchSource, prefix: str, after_revision: int) -> AsyncIterator[Versioned]:
+    """Yield every later change of a prefix, for ever."""
+    while True:
+        member = source.members.preferred
+        try:
+            request = _create_request(source.namespace.key(prefix), after_revision + 1)
+            async with aclosing(_revisions(member, request)) as batches:
+                async for events in batches:
+                    for event in events:
+                        yield _noted(source, event)
+                    after_revision = events[-1].kv.mod_revision
+        except _Compacted as compacted:
+            try:
+                facts = await _bridge(source, prefix, after_revision, compacted.revision)
+            except Transient as error:  # also: compacted once more meanwhile
+                log.debug("etcd_gap_unread", prefix=prefix, error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            for fact in facts:
+                yield fact
+            after_revision = compacted.revision
+        except (_Broken, grpc.aio.AioRpcError) as error:
+            log.debug("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=str(error))
+            source.members.leave(member)
+            await asyncio.sleep(RETRY_S)
+
+
+async def _bridge(
+    source: WatchSource, prefix: str, after_revision: int, compacted: int
+) -> list[Versioned]:
+    """Return what changed after a revision up to the compaction: the last change of each key."""
+    known = source.shown.keys(prefix, after_revision)
+    facts = [source.namespace.fact(kv) for kv in await source.list_at(prefix, compacted)]
+    changed = [source.shown.there(fact) for fact in facts if fact.revision > after_revision]
+    vanished = sorted(known - {fact.key for fact in facts})
+    for key in vanished:
+        source.shown.absent(key, compacted)
+    return sorted(changed, key=lambda fact: fact.revision) + [
+        Versioned(key, b"", compacted) for key in vanished
+    ]
+
+
+def _noted(source: WatchSource, event: Event) -> Versioned:
+    fact = source.namespace.fact(event.kv)
+    if event.type == Event.DELETE:
+        source.shown.absent(fact.key, fact.revision)
+        return fact
+    return source.shown.there(fact)
+
+
+def _create_request(start: bytes, revision: int) -> pb.WatchRequest:
+    create = pb.WatchCreateRequest(
+        key=start or b"\0", range_end=range_end_of(start), start_revision=revision, fragment=True
+    )
+    return pb.WatchRequest(create_request=create)
+
+
+async def _revisions(member: Member, request: pb.WatchRequest) -> AsyncGenerator[list[Event], None]:
+    """Yield the events of one watch on one member, whole revisions at a time."""
+    call = member.watch(metadata=HAS_LEADER)
+    try:
+        await call.write(request)
+        pending: list[Event] = []
+        while True:
+            response = await _read(call, member)
+            if response.canceled:
+                if response.compact_revision:
+                    raise _Compacted(response.compact_revision)
+                raise _Broken(response.cancel_reason)
+            pending += response.events
+            whole, pending = _split(pending) if response.fragment else (pending, [])
+            if whole:
+                yield whole
+    finally:
+        call.cancel()
+
+
+def _split(events: list[Event]) -> tuple[list[Event], list[Event]]:
+    """Part the last revision, of which more may come, from those before it."""
+    last = events[-1].kv.mod_revision
+    at = next(index for index, event in enumerate(events) if event.kv.mod_revision == last)
+    return events[:at], events[at:]
+
+
+async def _read(call: Any, member: Member) -> pb.WatchResponse:
+    """Return the next response; while there is none, ask the member whether it is there."""
+    reading = asyncio.ensure_future(call.read())
+    try:
+        while not (await asyncio.wait({reading}, timeout=QUIET_S_MAX))[0]:
+            if not await member.alive() and not reading.done():
+                raise _Broken("the member does not answer")
+        response = reading.result()
+    finally:
+        reading.cancel()
+    if response is grpc.aio.EOF:
+        raise _Broken(f"{(await call.code()).name}: {await call.details()}")
+    member.heard()
+    return response  # type: ignore[no-any-return]
