@@ -7,10 +7,11 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hongbao.adapters.tikv import TikvStore
-from hongbao.shards.ports import LogStore
+from hongbao.adapters.tikv_txn import TikvTxnStore
 
 from tests.contracts.store_contracts import Contract
 from tests.servers import binaries
@@ -25,7 +26,9 @@ _numbers = itertools.count(100)
 TIKV = [
     pytest.param("tikv-raw-1", marks=pytest.mark.xdist_group("tikv-1")),
     pytest.param("tikv-raw-3", marks=pytest.mark.xdist_group("tikv-3")),
+    pytest.param("tikv-txn-1", marks=pytest.mark.xdist_group("tikv-1")),
 ]
+STORES: dict[str, Callable[..., Any]] = {"raw": TikvStore, "txn": TikvTxnStore}
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +55,11 @@ def _cluster(folder: Path, stores: int) -> Iterator[TikvCluster | None]:
 @asynccontextmanager
 async def tikv_contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
     """Open one of `TIKV`, the fixture's parameter."""
-    _, _, stores = request.param.split("-")
-    made = TikvContract(request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores]))
+    _, kind, stores = request.param.split("-")
+    if kind == "txn":
+        pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
+    cluster = request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores])
+    made = TikvContract(cluster, STORES[kind])
     yield made
     await made.close()
 
@@ -61,13 +67,7 @@ async def tikv_contract(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 class TikvContract(Contract):
     """Gives each test a namespace: three bytes on our servers, which split only short keys."""
 
-    def __init__(
-        self,
-        cluster: TikvCluster | None,
-        make: Callable[[list[str], bytes], LogStore] = lambda pd, namespace: TikvStore(
-            pd, namespace=namespace
-        ),
-    ) -> None:
+    def __init__(self, cluster: TikvCluster | None, make: Callable[..., Any]) -> None:
         self.cluster = cluster
         if cluster is None:
             self.pd = os.environ[PD_VARIABLE].split(",")
@@ -75,7 +75,7 @@ class TikvContract(Contract):
         else:
             self.pd = cluster.pd_endpoints
             self.namespace = b"%03d" % next(_numbers)
-        super().__init__(make(self.pd, self.namespace), "")
+        super().__init__(make(self.pd, namespace=self.namespace), "")
 
     def key(self, name: str) -> bytes:
         return name.encode()
