@@ -59,3 +59,21 @@ class FaultyStore:
 
     async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         return await self.inner.scan(start, end, limit)
+
+
+class JointFaultyStore(FaultyStore):
+    """Has transactions, too: a create that goes through takes its puts along."""
+
+    async def create_with(
+        self, key: bytes, value: bytes, puts: Sequence[tuple[bytes, bytes]]
+    ) -> bool:
+        lost = self.creates[:1] == ["lost"]
+        try:
+            created = await self.create(key, value)
+        except Ambiguous:
+            if lost:
+                await self.inner.put_many(puts)
+            raise
+        if created:
+            await self.inner.put_many(puts)
+        return created

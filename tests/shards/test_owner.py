@@ -12,7 +12,7 @@ from hongbao.shards.owner import Owner, OwnerLimits
 from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import read_blocks
 
-from tests.shards.faulty_store import FaultyStore
+from tests.shards.faulty_store import FaultyStore, JointFaultyStore
 from tests.sim.toy import ENTRY, READ, REFUSED, TOTAL, ToyMachine, add, derived_key
 
 SHARD = ShardKey("toy", 1)
@@ -154,6 +154,23 @@ async def test_a_lookup_whose_read_fails_is_transient(store: FaultyStore) -> Non
     store.reads_fail = 1
     with pytest.raises(Transient):
         await owner.submit(add(1, 5))
+    assert await submit_total(owner, add(1, 5)) == 5
+
+
+@pytest.mark.parametrize("faults", [[], ["lost"], ["dropped"], ["refused"]])
+async def test_a_store_with_transactions_writes_a_block_and_what_it_derives_at_once(
+    faults: list[str],
+) -> None:
+    """F11: nothing is left to write behind the block, so nothing can be lost there."""
+    store = JointFaultyStore()
+    owner = await take_over(store)
+    store.puts = ["held"]
+    store.creates = list(faults)
+    assert await submit_total(owner, add(1, 5)) == 5
+    assert await store.get(derived_key(1)) is not None
+    assert await store.get(SHARD.applied(1)) is not None
+    await asyncio.sleep(0.01)
+    assert store.puts == ["held"]  # nobody has put anything
     assert await submit_total(owner, add(1, 5)) == 5
 
 

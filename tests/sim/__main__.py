@@ -11,6 +11,7 @@ import structlog
 
 from tests.sim.bugs import PLANTED
 from tests.sim.money import ClaimsScenario, DoubleSettleScenario
+from tests.sim.network import JointSimStore, SimStore
 from tests.sim.scenario import Scenario, ToyScenario
 from tests.sim.simulation import Owner, Simulation
 
@@ -28,7 +29,10 @@ def main() -> int:
     failed = 0
     for seed in range(options.first, options.first + options.seeds):
         simulation = Simulation(
-            seed, SCENARIOS[options.scenario](), owner_type=PLANTED.get(options.bug, Owner)
+            seed,
+            SCENARIOS[options.scenario](),
+            owner_type=PLANTED.get(options.bug, Owner),
+            store_type=JointSimStore if options.joint else SimStore,
         )
         violations = simulation.run()
         if options.trace:
@@ -43,6 +47,7 @@ def main() -> int:
 
 def _report(options: argparse.Namespace, seed: int, lines: list[str]) -> None:
     bug = f" --bug {options.bug}" if options.bug else ""
+    bug += " --joint" if options.joint else ""
     command = f"python -m tests.sim --scenario {options.scenario}{bug} --seeds 1 --first {seed}"
     print(f"seed {seed} FAILED; again: {command} --trace")
     for line in lines[:10]:
@@ -56,6 +61,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="toy")
     parser.add_argument("--bug", choices=sorted(PLANTED), default="")
+    parser.add_argument("--joint", action="store_true", help="blocks with derived keys, at once")
     parser.add_argument("--trace", action="store_true", help="show faults, calls and logs")
     return parser.parse_args()
 

@@ -184,3 +184,22 @@ class SimStore:
             or self._dice.happens(network.faults.drop)
         ):
             raise Transient("the store cannot be read")
+
+
+class JointSimStore(SimStore):
+    """Writes a block and what it derives in one transaction."""
+
+    async def create_with(
+        self, key: bytes, value: bytes, puts: Sequence[tuple[bytes, bytes]]
+    ) -> bool:
+        held_up_s = self._network.at_create(self._process)
+        return await self._write(lambda: self._create_with(key, value, puts), held_up_s)
+
+    async def _create_with(
+        self, key: bytes, value: bytes, puts: Sequence[tuple[bytes, bytes]]
+    ) -> bool:
+        """Nothing comes in between: memory never waits."""
+        if not await self._memory.create(key, value):
+            return False
+        await self._memory.put_many(puts)
+        return True

@@ -72,7 +72,7 @@ class Server:
 
     def __init__(self, simulation: "Simulation", name: str) -> None:
         self.process = Process(simulation.loop, name)
-        store = SimStore(simulation.memory, simulation.network, simulation.dice, name)
+        store = simulation.store_type(simulation.memory, simulation.network, simulation.dice, name)
         scenario = simulation.scenario
         owner = OwnerLimits(checkpoint_blocks=8, derived_blocks_max=4)
         self.host = ShardHost(
@@ -137,7 +137,9 @@ class Simulation:
         *,
         owner_type: type[Owner] = Owner,
         size: Size | None = None,
+        store_type: type[SimStore] = SimStore,
     ) -> None:
+        self.store_type = store_type
         self.dice = Dice(seed)
         self.scenario = scenario
         self.owner_type = owner_type

@@ -9,7 +9,7 @@ from hongbao.domain.errors import Transient
 from hongbao.shards.block import ShardKey
 from hongbao.shards.checkpoint import Checkpoint, write_checkpoint
 from hongbao.shards.ports import LogStore
-from hongbao.shards.replay import Pairs, cut_puts
+from hongbao.shards.replay import Pairs, cut_puts, derived_puts
 
 RETRY_S_MAX = 2.0
 
@@ -19,6 +19,7 @@ class _Derived:
     position: int
     pairs: Pairs
     snapshot: bytes | None  # the state after it, when a checkpoint is due
+    written: bool  # with the block itself
 
 
 class Deriver:
@@ -43,9 +44,12 @@ class Deriver:
         self._checkpoint_due = asyncio.Event()
         self._checkpoints = 0
 
-    def add(self, position: int, pairs: Pairs, snapshot: bytes | None) -> None:
-        """Queue what a durable block derives; `snapshot` is the state after it, if one is due."""
-        self._pending.append(_Derived(position, pairs, snapshot))
+    def add(self, position: int, pairs: Pairs, snapshot: bytes | None, *, written: bool) -> None:
+        """Queue what a durable block derives; `snapshot` is the state after it, if one is due.
+
+        A store with transactions has `written` the pairs with the block.
+        """
+        self._pending.append(_Derived(position, pairs, snapshot, written))
         self._wake.set()
 
     @property
@@ -89,7 +93,8 @@ class Deriver:
         pairs = [
             pair
             for block in blocks
-            for pair in (*block.pairs, (self._shard.applied(block.position), b"\x01"))
+            if not block.written
+            for pair in derived_puts(self._shard, block.position, block.pairs)
         ]
         for part in cut_puts(pairs):
             await self._put(part)

@@ -1,5 +1,6 @@
 """Owns one shard while this process holds it: group commit, fencing, derived keys.
 
+What a block derives is written behind it, or with it where the store has transactions.
 One block is in flight at a time. Operations that arrive meanwhile wait, and are decided together
 for the next block, so the machine's state after `_gather` is exactly the state after that block.
 No result leaves before everything it could have seen is durable (design §1; R9, F2, F3).
@@ -32,8 +33,8 @@ from hongbao.shards.block import (
 )
 from hongbao.shards.derive import Deriver
 from hongbao.shards.machine import Answer, Append, Lookup, Machine
-from hongbao.shards.ports import VALUE_BYTES_MAX, LogStore
-from hongbao.shards.replay import Replay
+from hongbao.shards.ports import VALUE_BYTES_MAX, JointLogStore, LogStore
+from hongbao.shards.replay import Pairs, Replay, derived_puts
 
 TAKE_OVER_ATTEMPTS_MAX: Final = 1000
 """A deposed owner may still win so many positions before our epoch block does."""
@@ -111,6 +112,7 @@ class Owner:
         self.appended_blocks = 0
         """Both count this owner's own, the epoch block included."""
         self._store = store
+        self._joint_store = store if isinstance(store, JointLogStore) else None
         self._nonce = nonce
         self._lease_valid = lease_valid
         self._machine = machine
@@ -315,13 +317,14 @@ class Owner:
         block = Block(BlockKind.OPERATIONS, self.epoch, self._nonce, self.position, decided.entries)
         due = self._checkpoint_due()
         snapshot = self._machine.snapshot() if due else None  # before the next round changes it
-        await self._append(block)
+        await self._append(block, derived_puts(self.shard, block.position, decided.derived))
         self.appended_operations += len(decided.entries)
         self._logged_bytes += sum(map(len, decided.entries))
         if snapshot is not None:
             self._checkpointed_at, self._logged_bytes = self.position, 0
             self._snapshot_bytes = len(snapshot)
-        self._deriver.add(block.position, decided.derived, snapshot)
+        written = self._joint_store is not None
+        self._deriver.add(block.position, decided.derived, snapshot, written=written)
 
     def _checkpoint_due(self) -> bool:
         blocks = self.position + 1 - self._checkpointed_at
@@ -331,13 +334,13 @@ class Owner:
             and not self._deriver.writes_checkpoint
         )
 
-    async def _append(self, block: Block) -> None:
+    async def _append(self, block: Block, puts: Pairs) -> None:
         """Create the block at its position, or find out that another writer has it.
 
         Every retry carries the same bytes to the same position, so it is safe even if an earlier
         try still is under way. Raises Fenced (surely not written) or Ambiguous.
         """
-        if not await self._create_or_read_back(block):
+        if not await self._create_or_read_back(block, puts):
             self._not_written = True
             raise Fenced(
                 f"{self.shard}: position {block.position} belongs to another writer than "
@@ -346,12 +349,12 @@ class Owner:
         self.position = block.position + 1
         self.appended_blocks += 1
 
-    async def _create_or_read_back(self, block: Block) -> bool:
+    async def _create_or_read_back(self, block: Block, puts: Pairs = ()) -> bool:
         key, data = self.shard.log(block.position), encode_block(block)
         wait_s = self._limits.retry_s
         for _ in range(self._limits.append_attempts_max):
             try:
-                if await self._store.create(key, data):
+                if await self._create(key, data, puts):
                     return True
                 ours = await self._written_by_us(block.position)
                 if ours is not None:
@@ -361,6 +364,11 @@ class Owner:
             await asyncio.sleep(wait_s)
             wait_s = min(wait_s * 2, self._limits.retry_s_max)
         raise Ambiguous(f"{self.shard}: no answer about position {block.position}")
+
+    async def _create(self, key: bytes, data: bytes, puts: Pairs) -> bool:
+        if self._joint_store is not None:
+            return await self._joint_store.create_with(key, data, puts)
+        return await self._store.create(key, data)
 
     async def _written_by_us(self, position: int) -> bool | None:
         """Read a position back: ours, another writer's, or (None) nothing there yet."""

@@ -7,7 +7,7 @@ Every adapter passes the contract suites in tests/contracts.
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 KEY_BYTES_MAX = 256
 VALUE_BYTES_MAX = 1 << 20
@@ -34,6 +34,16 @@ class LogStore(Protocol):
 
     async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
         """Return at most `limit` pairs with start ≤ key < end in key order."""
+
+
+@runtime_checkable
+class JointLogStore(LogStore, Protocol):
+    """Is a LogStore with transactions: it writes a block and what is derived from it at once."""
+
+    async def create_with(
+        self, key: bytes, value: bytes, puts: Sequence[tuple[bytes, bytes]]
+    ) -> bool:
+        """Create as `create` does; the puts are visible and durable if and only if the key is."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,9 +105,14 @@ class Replay:
                 raise Corrupt(f"log {self._shard}: block {first} is missing")
             for block in blocks:
                 pairs = [pair for entry in block.entries for pair in self._machine.derive(entry)]
-                for part in cut_puts([*pairs, (self._shard.applied(block.position), b"\x01")]):
+                for part in cut_puts(derived_puts(self._shard, block.position, pairs)):
                     yield part
                 first = block.position + 1
+
+
+def derived_puts(shard: ShardKey, position: int, pairs: Pairs) -> Pairs:
+    """Return all that a block derives; the last says that the others are there."""
+    return [*pairs, (shard.applied(position), b"\x01")]
 
 
 def cut_puts(pairs: Pairs, *, bytes_max: int = PUT_BYTES_MAX) -> list[Pairs]:
