@@ -40,6 +40,11 @@ class StoreProcess:
 class Contract:
     """Is a store under test with names of its own, and a way to restart what is behind it."""
 
+    ttl_s = 0.2
+    """The shortest lease that it grants."""
+    patience_s = 5.0
+    """How long an event may take that is sure to come: an expiry, or news after a restart."""
+
     def __init__(self, store: Any, prefix: str) -> None:
         self.store = store
         self.prefix = prefix
@@ -52,6 +57,9 @@ class Contract:
 
     async def restart(self) -> None:
         raise NotImplementedError
+
+    async def forget_history(self) -> None:
+        """Drop the history that a watch could read again, where the store ever drops any."""
 
     async def close(self) -> None:
         pass

@@ -1,23 +1,70 @@
 """The contract of Coordination, on every adapter (F8)."""
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, aclosing
+from pathlib import Path
 
 import pytest
 from hongbao.domain.errors import Exhausted, Rejected
-from hongbao.shards.ports import Lease, Versioned
+from hongbao.shards.ports import VALUE_BYTES_MAX, Lease, Versioned
 
+from tests.contracts.conftest import EMBEDDED, embedded_contract
+from tests.contracts.etcd_contracts import ETCD, make_contract, start_cluster
 from tests.contracts.store_contracts import Contract
+from tests.servers.etcd import EtcdCluster
+
+Clusters = Callable[[str], EtcdCluster | None]
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clusters]:
+    """Start each etcd cluster when it is first asked for."""
+    with ExitStack() as stack:
+        started: dict[str, EtcdCluster | None] = {}
+
+        def cluster_of(name: str) -> EtcdCluster | None:
+            if name not in started:
+                folder = tmp_path_factory.mktemp(name)
+                started[name] = stack.enter_context(start_cluster(name, folder))
+            return started[name]
+
+        yield cluster_of
+
+
+@pytest.fixture(params=[*EMBEDDED, *ETCD])
+async def contract(
+    request: pytest.FixtureRequest, tmp_path: Path, clusters: Clusters
+) -> AsyncIterator[Contract]:
+    if request.param in EMBEDDED:
+        async with embedded_contract(request, tmp_path) as made:
+            yield made
+        return
+    made = make_contract(clusters(request.param), request.node.name)
+    yield made
+    await made.close()
 
 
 async def take(contract: Contract, count: int, *, after: int, prefix: str = "") -> list[Versioned]:
     """Return the next `count` changes of a watch over the test's own names."""
     seen: list[Versioned] = []
     watch = contract.store.watch(contract.fact(prefix), after_revision=after)
-    async with asyncio.timeout(5), aclosing(watch) as changes:
+    async with asyncio.timeout(contract.patience_s), aclosing(watch) as changes:
         async for change in changes:
             seen.append(change)
             if len(seen) == count:
+                break
+    return seen
+
+
+async def take_until(contract: Contract, end: Versioned, *, after: int) -> list[Versioned]:
+    """Return the changes of a watch up to one that is known."""
+    seen: list[Versioned] = []
+    watch = contract.store.watch(contract.fact(""), after_revision=after)
+    async with asyncio.timeout(contract.patience_s), aclosing(watch) as changes:
+        async for change in changes:
+            seen.append(change)
+            if change == end:
                 break
     return seen
 
@@ -29,9 +76,9 @@ async def acquire(contract: Contract, holder: str, *, ttl_s: float = 30.0) -> Le
     return lease
 
 
-async def acquire_later(contract: Contract, holder: str) -> Lease:
-    for _ in range(250):
-        lease = await acquire(contract, holder)
+async def acquire_later(contract: Contract, holder: str, *, ttl_s: float = 30.0) -> Lease:
+    for _ in range(int(contract.patience_s / 0.02)):
+        lease = await acquire(contract, holder, ttl_s=ttl_s)
         if lease is not None:
             return lease
         await asyncio.sleep(0.02)
@@ -76,6 +123,42 @@ async def test_no_update_is_lost_when_many_compare_and_put(contract: Contract) -
 
     await asyncio.gather(*(add(5) for _ in range(6)))
     assert (await contract.store.read(key)).value == b"30"
+
+
+async def test_of_racing_creators_one_wins_and_the_others_know(contract: Contract) -> None:
+    key = contract.fact("a")
+    creators = (contract.store.compare_and_put(key, b"%d" % n, revision=0) for n in range(8))
+    written = [fact for fact in await asyncio.gather(*creators) if fact is not None]
+    assert written == [await contract.store.read(key)]
+
+
+async def test_of_many_puts_to_one_key_each_is_a_change_of_its_own(contract: Contract) -> None:
+    start = await contract.store.put(contract.fact("start"), b"0")
+    puts = (contract.store.put(contract.fact("a"), b"%d" % number) for number in range(8))
+    written = sorted(await asyncio.gather(*puts), key=lambda fact: fact.revision)
+    assert await take(contract, 8, after=start.revision) == written
+    assert await contract.store.read(contract.fact("a")) == written[-1]
+
+
+async def test_a_value_at_the_limit_is_kept_and_one_byte_more_is_refused(
+    contract: Contract,
+) -> None:
+    value = b"\nline\0" * (VALUE_BYTES_MAX // 6 + 1)
+    start = await contract.store.put(contract.fact("start"), b"0")
+    written = await contract.store.put(contract.fact("a"), value[:VALUE_BYTES_MAX])
+    assert await contract.store.read(contract.fact("a")) == written
+    assert await take(contract, 1, after=start.revision) == [written]
+    assert written.value == value[:VALUE_BYTES_MAX]
+    with pytest.raises(Exhausted):
+        await contract.store.put(contract.fact("a"), value[: VALUE_BYTES_MAX + 1])
+
+
+async def test_a_prefix_of_many_large_facts_is_read_whole(contract: Contract) -> None:
+    names = [contract.fact(f"many/{number:04}") for number in range(300)]
+    await asyncio.gather(*(contract.store.put(name, b"x" * 20_000) for name in names))
+    found = await contract.store.read_prefix(contract.fact("many/"))
+    assert [fact.key for fact in found] == names
+    assert {len(fact.value) for fact in found} == {20_000}
 
 
 async def test_a_deleted_fact_is_absent_and_can_be_created_again(contract: Contract) -> None:
@@ -142,6 +225,47 @@ async def test_a_watch_survives_a_restart_without_loss_or_duplicates(contract: C
     assert [event.value for event in await watching] == [b"before", b"after"]
 
 
+async def test_a_watch_that_was_cut_off_over_lost_history_misses_no_last_change(
+    contract: Contract,
+) -> None:
+    """F8: of what lies far back, a store may keep only the last change of each key."""
+    store, fact = contract.store, contract.fact
+    for name in ("kept", "changed", "deleted", "deleted and back"):
+        await store.put(fact(name), b"old")
+    start = await store.read(fact("deleted and back"))
+    for number in range(3):
+        await store.put(fact("changed"), b"new %d" % number)
+    await store.delete(fact("deleted"))
+    await store.delete(fact("deleted and back"))
+    await store.put(fact("deleted and back"), b"new")
+    await contract.forget_history()
+    end = await store.put(fact("end"), b"1")
+    seen = await take_until(contract, end, after=start.revision)
+    last = {event.key: event.value for event in seen}
+    assert last == {
+        fact("changed"): b"new 2",
+        fact("deleted"): b"",
+        fact("deleted and back"): b"new",
+        fact("end"): b"1",
+    }
+    assert len({(event.key, event.revision) for event in seen}) == len(seen)
+    assert [event.revision for event in seen] == sorted(event.revision for event in seen)
+
+
+async def test_a_deletion_that_was_seen_does_not_come_again_from_lost_history(
+    contract: Contract,
+) -> None:
+    """F8."""
+    start = await contract.store.put(contract.fact("start"), b"0")
+    await contract.store.put(contract.fact("a"), b"1")
+    await contract.store.delete(contract.fact("a"))
+    seen = await take(contract, 2, after=start.revision)
+    other = await contract.store.put(contract.fact("b"), b"1")
+    await contract.forget_history()
+    end = await contract.store.put(contract.fact("end"), b"1")
+    assert await take_until(contract, end, after=seen[-1].revision) == [other, end]
+
+
 async def test_a_watch_sees_only_its_prefix(contract: Contract) -> None:
     start = await contract.store.put(contract.fact("start"), b"0")
     await contract.store.put(contract.fact("b/1"), b"b")
@@ -169,7 +293,7 @@ async def test_a_released_lease_is_free_at_once_and_its_value_gone(contract: Con
 
 
 async def test_an_expired_lease_goes_to_the_next_with_a_higher_epoch(contract: Contract) -> None:
-    first = await acquire(contract, "p1", ttl_s=0.2)
+    first = await acquire(contract, "p1", ttl_s=contract.ttl_s)
     assert first is not None
     assert await acquire(contract, "p2") is None
     second = await acquire_later(contract, "p2")
@@ -179,11 +303,42 @@ async def test_an_expired_lease_goes_to_the_next_with_a_higher_epoch(contract: C
     assert await contract.store.renew(second) is True
 
 
+async def test_of_two_that_race_for_an_expiring_lease_one_gets_it_at_a_time(
+    contract: Contract,
+) -> None:
+    first = await acquire(contract, "p0", ttl_s=contract.ttl_s)
+    assert first is not None
+
+    async def wait_and_hold(holder: str) -> Lease:
+        lease = await acquire_later(contract, holder, ttl_s=contract.ttl_s)
+        assert await acquire(contract, "stranger") is None
+        await contract.store.release(lease)
+        return lease
+
+    taken = await asyncio.gather(*(wait_and_hold(f"p{number}") for number in (1, 2)))
+    epochs = sorted(lease.epoch for lease in taken)
+    assert first.epoch < epochs[0] < epochs[1]
+    assert await contract.store.renew(first) is False
+
+
+async def test_a_lost_lease_takes_nothing_from_its_successor(contract: Contract) -> None:
+    """F7: the slow one wakes after the take-over; neither renewal nor release does harm."""
+    first = await acquire(contract, "p1")
+    assert first is not None
+    await contract.store.release(first)
+    second = await acquire(contract, "p1")
+    assert second is not None
+    await contract.store.release(first)
+    assert await contract.store.renew(first) is False
+    assert await contract.store.renew(second) is True
+    assert (await contract.store.read(f"lease/{second.name}")).revision == second.epoch
+
+
 async def test_a_renewed_lease_outlives_its_ttl(contract: Contract) -> None:
-    lease = await acquire(contract, "p1", ttl_s=0.3)
+    lease = await acquire(contract, "p1", ttl_s=1.5 * contract.ttl_s)
     assert lease is not None
     for _ in range(6):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5 * contract.ttl_s)
         assert await contract.store.renew(lease) is True
     assert await acquire(contract, "p2") is None
 
@@ -202,10 +357,10 @@ async def test_a_holder_that_asks_again_gets_a_new_epoch_and_loses_the_old_one(
 
 async def test_a_watch_sees_a_lease_come_and_expire(contract: Contract) -> None:
     start = await contract.store.put(contract.fact("start"), b"0")
-    lease = await acquire(contract, "p1", ttl_s=0.2)
+    lease = await acquire(contract, "p1", ttl_s=contract.ttl_s)
     assert lease is not None
     seen: list[Versioned] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(contract.patience_s):
         async for change in contract.store.watch(
             f"lease/{contract.prefix}", after_revision=start.revision
         ):
@@ -220,9 +375,9 @@ async def test_after_a_restart_a_lease_gets_its_full_ttl_and_epochs_still_rise(
     contract: Contract,
 ) -> None:
     """A holder that never noticed the restart keeps its lease; nobody gets it early."""
-    first = await acquire(contract, "p1", ttl_s=0.6)
+    first = await acquire(contract, "p1", ttl_s=3 * contract.ttl_s)
     assert first is not None
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(2 * contract.ttl_s)
     await contract.restart()
     assert await acquire(contract, "p2") is None
     assert await contract.store.renew(first) is True

@@ -61,6 +61,11 @@ class EtcdCoordination:
         self._lease_ids: dict[tuple[str, int], int] = {}
         self._watch_source = WatchSource(self._members, self._namespace, self._shown, self._list_at)
 
+    @property
+    def endpoint(self) -> str:
+        """Return the member that the next call goes to."""
+        return self._members.preferred.endpoint
+
     async def close(self) -> None:
         """Let go of all connections; leases run out by themselves."""
         await self._members.close()

@@ -93,7 +93,8 @@ class Coordination(Protocol):
         """Take the lease if nobody holds it; None while someone else does.
 
         `value` (address, zone: JSON) is readable at `lease/<name>` while the lease lives and
-        goes with it. A holder that asks again gets a new epoch.
+        goes with it. A holder that asks again gets a new epoch. A store may let a lease live
+        longer than `ttl_s`, never shorter: etcd counts whole seconds and grants no less than two.
         """
 
     async def renew(self, lease: Lease) -> bool:
