@@ -1,8 +1,31 @@
-"""Owns what all tests need of pytest itself."""
+"""Owns what all tests need of pytest itself, and the seed of those that draw."""
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+SEED_VARIABLE = "HONGBAO_SEED"
+SEED = 20160207  # the evening that the checklist comes from
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """Give the seed that all stories draw from."""
+    return int(os.environ.get(SEED_VARIABLE, SEED))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Tell the command that repeats a story that failed."""
+    report = yield
+    if report.failed and "seed" in getattr(item, "fixturenames", ()):
+        seed = os.environ.get(SEED_VARIABLE, SEED)
+        test = item.nodeid.partition("@")[0]
+        command = f"{SEED_VARIABLE}={seed} .venv/bin/python -m pytest '{test}'"
+        report.sections.append(("repeat this with", command))
+    return report
 
 
 @pytest.hookimpl(trylast=True)

@@ -6,10 +6,11 @@ All that the bench knows of the platform's processes is here.
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import sqlalchemy as sa
@@ -80,7 +81,7 @@ class Servers:
         self.live.supervisor.lose([*self.live.of(role="redeem"), *self.live.of(role="settle")])
         await asyncio.sleep(0.2)  # a quota under way
         quota = json.dumps({"opens_per_s": 10**9, "processes": {"bench": endless}}).encode()
-        await self.live.store.put(f"campaigns/{self.campaign}/quota", quota)
+        await self.live.stores.coordination.put(f"campaigns/{self.campaign}/quota", quota)
 
     def cpu_s(self, *processes: str) -> dict[str, float]:
         return {process: cpu_s(self.pid(process)) for process in processes}
@@ -99,7 +100,7 @@ class Servers:
 
     async def open_file(self, count: int) -> Path:
         """Write opens of `count` packets that nobody has opened yet."""
-        stored = await self.live.store.read("pods/1/epoch")
+        stored = await self.live.stores.coordination.read("pods/1/epoch")
         path = self.folder / "opens"
         files = sorted((self.live.run.objects / self.campaign).rglob("tickets-*.hbt"))
         messages = budget.open_requests(
@@ -133,9 +134,9 @@ class Servers:
         spec = next(spec for spec in self.live.specs if spec.role == "access")
         self.live.supervisor.lose([spec])
         await asyncio.sleep(0.2)
-        stored = await self.live.store.read(f"pods/{spec.pod}/epoch")
+        stored = await self.live.stores.coordination.read(f"pods/{spec.pod}/epoch")
         epoch = int(stored.value) + 1
-        await self.live.store.put(f"pods/{spec.pod}/epoch", str(epoch).encode())
+        await self.live.stores.coordination.put(f"pods/{spec.pod}/epoch", str(epoch).encode())
         secret = binding_key(self.keyring.token_root, spec.pod, epoch)
         environ = {BINDING_KEY_VARIABLE: secret.hex(), POD_EPOCH_VARIABLE: str(epoch)}
         port, log = free_port(), self.folder / "peer_shake.log"
@@ -169,14 +170,25 @@ class Servers:
 
 @asynccontextmanager
 async def servers(
-    folder: Path, packets: int, *, campaign: str = budget.CAMPAIGN, pace_per_s: int = PACE_PER_S
+    folder: Path,
+    packets: int,
+    *,
+    campaign: str = budget.CAMPAIGN,
+    pace_per_s: int = PACE_PER_S,
+    stores: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Servers]:
-    """Mint and start a campaign of so many packets whose one slot is open; all roles once."""
-    settings = UpSettings(
-        campaign=budget.write_campaign(folder / "campaign", packets, campaign),
-        run_dir=folder / "run",
-        ticket_shards=TICKET_SHARDS,
-        claims_shards=CLAIMS_SHARDS,
+    """Mint and start a campaign of so many packets whose one slot is open; all roles once.
+
+    `stores`: settings of stores other than the embedded ones.
+    """
+    settings = UpSettings.model_validate(
+        {
+            "campaign": budget.write_campaign(folder / "campaign", packets, campaign),
+            "run_dir": folder / "run",
+            "ticket_shards": TICKET_SHARDS,
+            "claims_shards": CLAIMS_SHARDS,
+            **(stores or {}),
+        }
     )
     run, model, prepared = await asyncio.to_thread(prepare_run, settings, lambda *_: None)
     # Shares the clock of the run itself; the slot opens while the processes start.

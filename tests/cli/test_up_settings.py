@@ -36,6 +36,13 @@ def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
         ("campaign: a.yaml\nledger_url: mysql://db/hongbao\n", "ledger_url"),
         ("campaign: a.yaml\nledger_url: sqlite:///here.db\n", "needs an absolute path"),
         ("campaign: a.yaml\nledger_url: postgresql://me:pw@db/hongbao\n", "hold no secrets"),
+        ("campaign: a.yaml\ntikv: {pd: []}\n", "tikv.pd: Tuple should have at least 1 item"),
+        ("campaign: a.yaml\ntikv: {pd: [pd]}\n", "tikv.pd.0: String should match"),
+        ("campaign: a.yaml\ntikv: {pd: ['pd:1'], api: both}\n", "tikv.api"),
+        ("campaign: a.yaml\ntikv: {pd: ['pd:1'], api: txn, ca: ca.pem}\n", "has no TLS"),
+        ("campaign: a.yaml\netcd: {endpoints: ['e:1'], cert: c.pem}\n", "cert and key go together"),
+        ("campaign: a.yaml\netcd: {endpoints: ['e:1'], ca: gone.pem}\n", "gone.pem: no such file"),
+        ("campaign: a.yaml\netcd: {endpoints: ['e:1'], namespace: A/b}\n", "etcd.namespace"),
         ("- a\n", "must be a mapping"),
         ("campaign: [\n", "cannot be read"),
     ],
@@ -50,6 +57,26 @@ def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(Rejected) as refused:
         read_settings(write(tmp_path, "claims_shards: 0\nticket_shards: x\n"))
     assert len(str(refused.value).splitlines()) == 3
+
+
+def test_certificates_are_found_from_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("a certificate")
+    text = "campaign: c.yaml\ntikv: {pd: ['pd-0.pd:2379'], ca: ca.pem}\n"
+    settings = read_settings(write(tmp_path, text))
+    assert settings.tikv is not None
+    assert settings.tikv.ca == tmp_path / "ca.pem"
+    assert UpSettings.model_validate(settings.model_dump(mode="json")) == settings
+
+
+def test_a_store_process_runs_unless_nothing_is_embedded() -> None:
+    tikv, etcd = {"pd": ["pd:2379"]}, {"endpoints": ["etcd:2379"]}
+    for stores, wanted in (
+        ({}, True),
+        ({"tikv": tikv}, True),
+        ({"tikv": tikv, "etcd": etcd}, False),
+    ):
+        settings = UpSettings.model_validate({"campaign": "c.yaml", **stores})
+        assert ("store" in {spec.role for spec in plan_processes(settings)}) is wanted
 
 
 def settings_of(zones: tuple[str, ...], port: int = 0) -> UpSettings:

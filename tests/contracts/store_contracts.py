@@ -18,8 +18,8 @@ class StoreProcess:
     """Is a store server in a process of its own, which can be killed and started again."""
 
     def __init__(self, folder: Path, *limits: int) -> None:
-        self.path = folder / "db"
-        self.socket = folder / "socket"
+        self.path = folder / "store"  # as in a run
+        self.socket = folder / "store.sock"
         self._limits = limits
         self.start()
 

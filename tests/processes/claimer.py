@@ -93,7 +93,7 @@ def main(argument: dict[str, Any]) -> None:
 
 
 async def _own(argument: dict[str, Any], folder: Path) -> None:
-    client = StoreClient(folder / "socket", folder / "db")
+    client = StoreClient(folder / "store.sock", folder / "store")
     store = FatalStore(client, argument["point"], argument["call"])
     owner = await Owner.take_over(
         store,

@@ -10,13 +10,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hongbao.adapters.lmdb import LmdbStore
 from hongbao.api.switches import Setting, find_switch
 from hongbao.cli.audit import audit_run
 from hongbao.cli.documents import plan_timeline
@@ -24,6 +23,7 @@ from hongbao.cli.prepare import Prepared, issuer_key
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import open_stores
 from hongbao.cli.switch_state import write_setting
 from hongbao.client.acknowledged import AcknowledgedOpen, read_acknowledged
 from hongbao.client.draws import Draw, seeded_draw
@@ -60,6 +60,8 @@ class Plot:
     webhook_url: str | None = None
     drain_s: float = 8.0
     environ: Callable[[ProcessSpec], Mapping[str, str]] | None = None
+    stores: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of stores other than the embedded ones: tikv, etcd, objects_url."""
     spoil: Callable[[RunDir, Prepared], None] | None = None
     """Breaks files after they were minted and verified."""
 
@@ -129,7 +131,7 @@ class Stage:
 
     async def owners(self) -> dict[int, tuple[str, int]]:
         """Return the owner of each claims shard, and the revision that made it so."""
-        leases = await self.up.store.read_prefix("lease/claims/")
+        leases = await self.up.stores.coordination.read_prefix("lease/claims/")
         return {
             int(one.key.rpartition("/")[2]): (json.loads(one.value)["process"], one.revision)
             for one in leases
@@ -147,14 +149,17 @@ def short_folder() -> Iterator[Path]:
 
 def play_evening(folder: Path, plot: Plot, story: Story) -> Evening:
     """Play an evening from preparation to audit; blocks until it is over."""
-    settings = UpSettings(
-        campaign=write_campaign(folder / "campaign", plot),
-        run_dir=folder / "run",
-        zones=("a", "b"),
-        claims_shards=plot.claims_shards,
-        ticket_shards=plot.ticket_shards,
-        lease_ttl_s=plot.lease_ttl_s,
-        webhook_url=plot.webhook_url,
+    settings = UpSettings.model_validate(
+        {
+            "campaign": write_campaign(folder / "campaign", plot),
+            "run_dir": folder / "run",
+            "zones": ("a", "b"),
+            "claims_shards": plot.claims_shards,
+            "ticket_shards": plot.ticket_shards,
+            "lease_ttl_s": plot.lease_ttl_s,
+            "webhook_url": plot.webhook_url,
+            **plot.stores,
+        }
     )
     run, campaign, prepared = prepare_run(settings, lambda what, done, whole: None)
     if plot.spoil:
@@ -188,7 +193,7 @@ async def _play(
         notes=stage.notes,
         load=running.result().total,
         acknowledged=acknowledged,
-        claims=await read_claims(run, plot.claims_shards),
+        claims=await read_claims(run),
         transfers=read_transfers(run),
         audit=report.document(),
         deaths=list(up.supervisor.deaths),
@@ -201,10 +206,10 @@ async def _begin(up: Rain, plot: Plot) -> None:
     up.timeline = up.timeline.rehearsed(start_ms, int(plot.seconds * 1000))
     for name, value in (("open_delay_ms_max", 200), ("backoff_ms_max", 500)):
         setting = Setting(value, by="test", why="short evening", set_at_ms=start_ms)
-        await write_setting(up.store, find_switch(name), setting)
+        await write_setting(up.stores.coordination, find_switch(name), setting)
     document = plan_timeline(b"", up.timeline, rehearsal=True, now_ms=start_ms)
     assert document is not None
-    await up.store.put(f"campaigns/{CAMPAIGN}/timeline", document)
+    await up.stores.coordination.put(f"campaigns/{CAMPAIGN}/timeline", document)
 
 
 def _load(up: Rain, plot: Plot, promises: Path) -> LoadRun:
@@ -234,7 +239,7 @@ async def _catch_up(up: Rain) -> None:
     """Wait until every claim of the log is in the ledger, for good or in quarantine."""
     give_up_s = up.clock.monotonic_s() + CATCH_UP_S_MAX
     while True:
-        pairs = await up.store.scan(b"log/claims/", b"log/claims0", 1 << 20)
+        pairs = await up.stores.log_store.scan(b"log/claims/", b"log/claims0", 1 << 20)
         claims = sum(
             len(decode_block(data, position=position_of(key)).entries) for key, data in pairs
         )
@@ -246,26 +251,15 @@ async def _catch_up(up: Rain) -> None:
         await asyncio.sleep(0.1)
 
 
-async def read_claims(run: RunDir, shards: int) -> list[Claim]:
+async def read_claims(run: RunDir) -> list[Claim]:
     """Return every claim of a run that has stopped, from the log itself."""
-    async with opened_store(run) as store:
-        pairs = await store.scan(b"log/claims/", b"log/claims0", 1 << 20)
+    async with open_stores(run.path) as opened:
+        pairs = await opened.log_store.scan(b"log/claims/", b"log/claims0", 1 << 20)
     return [
         parse_claim(entry)
         for key, data in pairs
         for entry in decode_block(data, position=position_of(key)).entries
     ]
-
-
-@asynccontextmanager
-async def opened_store(run: RunDir) -> AsyncIterator[LmdbStore]:
-    """Open the store of a run that has stopped."""
-    store = LmdbStore(run.store, monotonic_s=asyncio.get_running_loop().time)
-    await store.start()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def read_transfers(run: RunDir) -> list[Transfer]:

@@ -55,7 +55,7 @@ def main(argument: dict[str, Any]) -> None:
 
 async def _shake(epoch: int, folder: Path) -> None:
     keyring, clock = tiny_keyring(), SystemClock()
-    store = StoreClient(folder / "socket", folder / "db")
+    store = StoreClient(folder / "store.sock", folder / "store")
     pod = AccessPod(
         PodIdentity(CampaignId(CAMPAIGN), "access-a-0", POD, epoch),
         PodKeys(

@@ -80,7 +80,7 @@ async def jump_clocks(stage: Stage, faults: Faults) -> None:
 
 async def leases(stage: Stage) -> dict[str, int]:
     """Return the revision that granted each lease: its epoch."""
-    held = await stage.up.store.read_prefix("lease/")
+    held = await stage.up.stores.coordination.read_prefix("lease/")
     return {one.key: one.revision for one in held if one.value}
 
 

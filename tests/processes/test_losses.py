@@ -109,7 +109,7 @@ async def race_for_tickets(stage: Stage, denied: int) -> list[Answered]:
     last = (data[-RECORD_BYTES * n :][:RECORD_BYTES] for n in range(1, file.count))
     good = (record for record in last if int.from_bytes(record[:2]) != denied)
     records = list(islice(good, RACES))
-    known = await up.store.read(f"pods/{LOST_POD}/epoch")
+    known = await up.stores.coordination.read(f"pods/{LOST_POD}/epoch")
     epoch = int(known.value)
     key = binding_key(prepared.token_root, LOST_POD, epoch)
     session_key = role_keyring(up.run, "access").session_key

@@ -1,66 +1,32 @@
-"""F7 on real processes: SIGSTOP an owner past its lease, let another take over, SIGCONT."""
+"""F7 on real processes: SIGSTOP an owner past its lease, let another take over, SIGCONT.
+
+tests/stores plays the same story on TiKV and etcd.
+"""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hongbao.adapters.store_client import StoreClient
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.domain.errors import Fenced, Transient
 from hongbao.shards.block import ShardKey
 from hongbao.shards.peers import GrpcPeers
+from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import read_blocks
 from hongbao.shards.router import Outcome, ShardRouter
 
 from tests.contracts.store_contracts import StoreProcess
+from tests.shards.worker import Worker, until
 from tests.sim.history import check_log
 from tests.sim.toy import ENTRY, TOTAL, add
 
 SHARDS = 2
 LOG_BLOCKS_MAX = 1 << 20
-ROOT = Path(__file__).parents[2]
-
-
-class Worker:
-    """Is a serving process and the lines it has printed."""
-
-    def __init__(self, name: str, folder: Path, hearing: str) -> None:
-        program = [sys.executable, "-m", "tests.shards.toy_process"]
-        command = [*program, name, str(folder), f"{SHARDS}", hearing]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), False)
-        self._pipe = self.process.stdout
-        self._text = ""
-
-    def lines(self, kind: str) -> list[list[str]]:
-        """Return the words of the printed lines of a kind, so far."""
-        self._text += (self._pipe.read() or b"").decode()
-        return [words for line in self._text.splitlines() if (words := line.split())[0] == kind]
-
-    def tenures(self) -> list[list[str]]:
-        """Return shard and epoch of what it owns now, as far as it has told."""
-        left = [words[1:3] for words in self.lines("left")]
-        return [words[1:3] for words in self.lines("owner") if words[1:3] not in left]
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.communicate()
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    """Wait until a fact holds, at most some seconds."""
-    for _ in range(400):
-        if fact():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it never happened")
 
 
 class Load:
@@ -92,15 +58,18 @@ async def outcome_at(peers: GrpcPeers, address: str, shard: int) -> Outcome:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[StoreClient]:
+async def stores(tmp_path: Path) -> AsyncIterator[SharedState]:
+    """Give the embedded store, served by a process of its own."""
     server = StoreProcess(tmp_path)
-    client = StoreClient(server.socket, server.path)
-    yield client
-    await client.close()
+    settings = UpSettings(campaign=Path("none.yaml"), lease_ttl_s=1.0)
+    (tmp_path / "settings.json").write_text(settings.model_dump_json())
+    connected = await connect_stores(RunDir(tmp_path), settings, "toy")
+    yield connected
+    await connected.close()
     server.kill()
 
 
-async def read_entries(store: StoreClient, shard: int) -> list[tuple[int, int, int]]:
+async def read_entries(store: LogStore, shard: int) -> list[tuple[int, int, int]]:
     """Read the log itself to its end: killed owners leave blocks that are not applied yet."""
     key = ShardKey("toy", shard)
     blocks = await read_blocks(store, key, 0, LOG_BLOCKS_MAX, limit=LOG_BLOCKS_MAX)
@@ -110,12 +79,17 @@ async def read_entries(store: StoreClient, shard: int) -> list[tuple[int, int, i
 
 @pytest.mark.parametrize("hearing", ["good", "deaf"])
 async def test_a_paused_owner_is_fenced_and_nothing_is_lost_or_doubled(
-    store: StoreClient, tmp_path: Path, hearing: str
+    stores: SharedState, tmp_path: Path, hearing: str
 ) -> None:
     """With good hearing its lease stops it first; a deaf one is stopped by the log alone."""
-    workers = [Worker(name, tmp_path, hearing) for name in ("toy-a-0", "toy-b-0")]
+    await pause_an_owner(stores, tmp_path, hearing)
+
+
+async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str) -> None:
+    """Play the story and check what is left."""
+    workers = [Worker(name, tmp_path, SHARDS, hearing) for name in ("toy-a-0", "toy-b-0")]
     peers = GrpcPeers(call_s_max=0.6)
-    router = ShardRouter(store, lambda plane, shard: None, peers)
+    router = ShardRouter(stores.coordination, lambda plane, shard: None, peers)
     following = asyncio.create_task(router.follow("toy"))
     load = Load(router)
     clients = [asyncio.create_task(load.run(client)) for client in range(16)]
@@ -146,7 +120,9 @@ async def test_a_paused_owner_is_fenced_and_nothing_is_lost_or_doubled(
         await peers.close()
         for worker in workers:
             worker.kill()
-    entries = [entry for shard in range(SHARDS) for entry in await read_entries(store, shard)]
+    entries = [
+        entry for shard in range(SHARDS) for entry in await read_entries(stores.log_store, shard)
+    ]
     numbers = [number for number, _, _ in entries]
     assert len(numbers) == len(set(numbers))
     assert 1 << 40 not in numbers

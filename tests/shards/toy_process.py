@@ -1,5 +1,7 @@
 """Serves toy shards as a real process: python toy_process.py NAME FOLDER SHARDS [deaf].
 
+FOLDER holds settings.json, which says what stores these are (cli/settings.py).
+
 Prints `owner SHARD EPOCH` when it takes a shard over and `left SHARD EPOCH ERROR MESSAGE` when it
 stops. A deaf process never learns that a lease is lost, so that only the log can stop it.
 """
@@ -12,15 +14,15 @@ from typing import Any, Self
 
 import grpc
 from hongbao.adapters.clock import SystemClock
-from hongbao.adapters.store_client import StoreClient
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import connect_stores
 from hongbao.shards.host import HostLimits, Member, ShardHost
 from hongbao.shards.owner import Owner
 from hongbao.shards.peers import add_shards_service
-from hongbao.shards.ports import Lease
+from hongbao.shards.ports import Coordination, Lease
 
 from tests.sim.toy import ToyMachine
-
-LEASE_TTL_S = 1.0
 
 
 class ReportingOwner(Owner):
@@ -45,28 +47,35 @@ class DeafOwner(ReportingOwner):
         return await super().take_over(*arguments, **{**named, "lease_valid": lambda: True})
 
 
-class DeafStore(StoreClient):
+class DeafCoordination:
     """Hears that every renewal went well, whatever the store said."""
 
+    def __init__(self, inner: Coordination) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
     async def renew(self, lease: Lease) -> bool:
-        await super().renew(lease)
+        await self._inner.renew(lease)
         return True
 
 
 async def main(name: str, folder: str, shards: str, hearing: str = "good") -> None:
     address = f"unix:{folder}/{name}"
     deaf = hearing == "deaf"
-    store = (DeafStore if deaf else StoreClient)(Path(folder) / "socket", Path(folder) / "db")
+    settings = UpSettings.model_validate_json((Path(folder) / "settings.json").read_text())
+    stores = await connect_stores(RunDir(Path(folder)), settings, "toy")
     host = ShardHost(
-        store,
-        store,
+        DeafCoordination(stores.coordination) if deaf else stores.coordination,
+        stores.log_store,
         Member(name, "zone-a", address, "toy"),
         "toy",
         lambda shard: ToyMachine(),
         range(int(shards)),
         SystemClock(),
         lambda: os.urandom(16),
-        HostLimits(lease_ttl_s=LEASE_TTL_S, tick_s=0.1),
+        HostLimits(lease_ttl_s=settings.lease_ttl_s, tick_s=0.1),
         DeafOwner if deaf else ReportingOwner,
     )
     server = grpc.aio.server()

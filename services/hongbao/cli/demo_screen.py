@@ -96,7 +96,7 @@ class Screen:
         ledger, lag = SqlLedger(self._engine), 0
         for shard in range(self.up.settings.claims_shards):
             position = await asyncio.to_thread(ledger.position, shard)
-            lag += await log_lag(self.up.store, shard, position)
+            lag += await log_lag(self.up.stores.log_store, shard, position)
         return lag
 
 

@@ -11,16 +11,17 @@ import structlog
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.obstore import ObstoreObjects, folder_objects
-from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import NotFound, Transient
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
 from hongbao.shards.host import Member
 from hongbao.shards.lease import HeldLease
+from hongbao.shards.ports import Coordination
 
 MEMBER_PAUSE_S = 0.2
 
@@ -45,9 +46,9 @@ class Process:
     def campaign(self) -> Campaign:
         return run_campaign(self.run, self.settings)
 
-    def open_store(self) -> StoreClient:
-        """Return this process's way to the shared store; connects by itself."""
-        return StoreClient(self.run.socket, self.run.store)
+    async def connect(self) -> SharedState:
+        """Return this process's way to the logs and to coordination."""
+        return await connect_stores(self.run, self.settings, self.campaign.campaign)
 
     def objects(self) -> ObstoreObjects:
         return folder_objects(self.run.objects)
@@ -93,13 +94,13 @@ def set_up_logs(process: str) -> None:
     structlog.contextvars.bind_contextvars(process=process)
 
 
-async def keep_member(process: Process, store: StoreClient) -> None:
+async def keep_member(process: Process, coordination: Coordination) -> None:
     """Hold `member/<process>` while this process lives; taken again whenever it was lost."""
     name = f"member/{process.name}"
     while True:
         try:
             lease = await HeldLease.acquire(
-                store,
+                coordination,
                 name,
                 f"{process.name}/{os.getpid()}",
                 ttl_s=process.settings.lease_ttl_s,

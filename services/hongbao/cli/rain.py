@@ -9,18 +9,19 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from hongbao.adapters.clock import SystemClock
-from hongbao.adapters.store_client import StoreClient
 from hongbao.cipher.derive import binding_key
 from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.cli.supervisor import Supervisor, role_command
 from hongbao.client.gateways import Gateway
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import NotFound, Transient
 from hongbao.domain.timeline import Timeline
+from hongbao.shards.ports import Coordination
 from hongbao.transport.admin import DrainTimes, EnvoyAdmin
 from hongbao.transport.launch import Embedding, find_embedding
 
@@ -40,7 +41,7 @@ class Rain:
     timeline: Timeline
     specs: tuple[ProcessSpec, ...]
     supervisor: Supervisor
-    store: StoreClient
+    stores: SharedState
     clock: SystemClock
     embedding: Embedding
 
@@ -86,11 +87,13 @@ async def rain(
     run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
     specs = _known_specs(run, settings) or plan_processes(settings)
     run.write_specs(settings, specs)
-    store = StoreClient(run.socket, run.store)
+    stores = await connect_stores(run, settings, campaign.campaign)
     embedding = find_embedding()
 
     async def environment(spec: ProcessSpec) -> Mapping[str, str]:
-        secrets = await _pod_secrets(store, prepared.token_root, spec) if spec.pod else {}
+        secrets = (
+            await _pod_secrets(stores.coordination, prepared.token_root, spec) if spec.pod else {}
+        )
         return {**(environ(spec) if environ else {}), **secrets}
 
     async def ready(spec: ProcessSpec) -> bool:
@@ -108,13 +111,13 @@ async def rain(
         monotonic_s=clock.monotonic_s,
         command=role_command,
     )
-    up = Rain(run, settings, campaign, timeline, tuple(specs), supervisor, store, clock, embedding)
+    up = Rain(run, settings, campaign, timeline, tuple(specs), supervisor, stores, clock, embedding)
     pods = access_pods(specs)
     placement = None
     try:
         await supervisor.start(up.of(role="store"))
         await deploy_documents(
-            store,
+            stores.coordination,
             campaign.campaign,
             timeline,
             prepared.active_scheme_number,
@@ -126,7 +129,7 @@ async def rain(
         await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
         await supervisor.start(up.of(role="access"))
         placement = asyncio.create_task(
-            keep_placement(store, campaign.campaign, pods, clock.wall_ms)
+            keep_placement(stores.coordination, campaign.campaign, pods, clock.wall_ms)
         )
         yield up
     finally:
@@ -135,7 +138,7 @@ async def rain(
         # Upstream first: a gateway stops taking shakes, then opens end, then they are credited.
         for role in ("access", "redeem", "settle", "store"):
             await supervisor.drain(up.of(role=role))
-        await store.close()
+        await stores.close()
 
 
 def _known_specs(run: RunDir, settings: UpSettings) -> list[ProcessSpec] | None:
@@ -148,14 +151,14 @@ def _known_specs(run: RunDir, settings: UpSettings) -> list[ProcessSpec] | None:
 
 
 async def _pod_secrets(
-    store: StoreClient, token_root: bytes, spec: ProcessSpec
+    coordination: Coordination, token_root: bytes, spec: ProcessSpec
 ) -> Mapping[str, str]:
     """Raise the pod's epoch and derive its binding key: all it may know of the token root."""
     key = f"pods/{spec.pod}/epoch"
     for _ in range(EPOCH_TRIES_MAX):
-        known = await store.read(key)
+        known = await coordination.read(key)
         epoch = int(known.value or b"0") + 1
-        if await store.compare_and_put(key, str(epoch).encode(), revision=known.revision):
+        if await coordination.compare_and_put(key, str(epoch).encode(), revision=known.revision):
             secret = binding_key(token_root, spec.pod, epoch)
             return {BINDING_KEY_VARIABLE: secret.hex(), POD_EPOCH_VARIABLE: str(epoch)}
     raise Transient(f"{key} keeps changing: is another supervisor running?")

@@ -11,11 +11,11 @@ import structlog
 
 from hongbao.access.limits import AccessLimits
 from hongbao.access.pod import AccessPod, PodIdentity, PodKeys, PodStores
-from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, keep_member
 from hongbao.cli.rain import BINDING_KEY_VARIABLE, POD_EPOCH_VARIABLE
 from hongbao.cli.serving import StartedRole
+from hongbao.cli.stores import SharedState
 from hongbao.domain.errors import Rejected
 
 EXIT_SUPERSEDED: Final = 76
@@ -25,19 +25,24 @@ SUPERSEDED_DRAIN_S_MAX: Final = 3.0
 log = structlog.get_logger()
 
 
-async def start_access(process: Process, store: StoreClient) -> StartedRole:
+async def start_access(process: Process, stores: SharedState) -> StartedRole:
     """Start the pod; it serves what its orders say once this returns."""
     campaign = process.campaign
     pod = AccessPod(
         PodIdentity(campaign.campaign, process.name, process.spec.pod, _pod_epoch()),
         _pod_keys(process),
-        PodStores(process.objects(), store, store, process.run.cache(process.name)),
+        PodStores(
+            process.objects(),
+            stores.log_store,
+            stores.coordination,
+            process.run.cache(process.name),
+        ),
         wall_ms=process.clock.wall_ms,
         monotonic_s=process.clock.monotonic_s,
         limits=replace(AccessLimits(), user_packets_max=campaign.per_user_packets),
         exposure_weights={one.index: one.exposure_weight for one in campaign.sponsors},
     )
-    member = asyncio.create_task(keep_member(process, store))
+    member = asyncio.create_task(keep_member(process, stores.coordination))
     await pod.start()
     leaving = asyncio.create_task(leave_when_superseded(pod, os._exit))
 

@@ -4,10 +4,10 @@ import asyncio
 import os
 from dataclasses import replace
 
-from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, read_manifests
 from hongbao.cli.serving import StartedRole
+from hongbao.cli.stores import SharedState
 from hongbao.domain.manifest import Manifest
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.role import RedeemRole, RedeemSecrets
@@ -21,7 +21,7 @@ from hongbao.transport.dispatcher import Method
 NONCE_BYTES = 16
 
 
-async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
+async def start_redeem(process: Process, stores: SharedState) -> StartedRole:
     """Start the role and compete for claims shards."""
     keyring = role_keyring(process.run, "redeem")
     campaign = process.campaign.campaign
@@ -34,7 +34,7 @@ async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
     def find_owner(plane: str, shard: int) -> Owner | None:
         return host.owner_of(shard) if plane == PLANE else None
 
-    router = ShardRouter(store, find_owner, peers)
+    router = ShardRouter(stores.coordination, find_owner, peers)
     role = RedeemRole(
         campaign=campaign,
         process=process.name,
@@ -42,13 +42,13 @@ async def start_redeem(process: Process, store: StoreClient) -> StartedRole:
         manifests=await load_manifests(),
         load_manifests=load_manifests,
         submit=router.submit,
-        coordination=store,
+        coordination=stores.coordination,
         wall_ms=process.clock.wall_ms,
         monotonic_s=process.clock.monotonic_s,
     )
     host = ShardHost(
-        store,
-        store,
+        stores.coordination,
+        stores.log_store,
         process.member(),
         PLANE,
         role.new_machine,

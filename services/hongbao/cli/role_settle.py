@@ -30,7 +30,7 @@ async def run_settle(process: Process) -> None:
     engine = sql.open_engine(process.run.ledger_url(process.settings))
     await asyncio.to_thread(sql.prepare_schema, engine, campaign)
     ledger = SqlLedger(engine)
-    store, metrics = process.open_store(), SettleMetrics()
+    stores, metrics = await process.connect(), SettleMetrics()
     wall_ms = process.clock.wall_ms
 
     async def load_schemes() -> Sequence[tuple[Manifest, Path]]:
@@ -41,8 +41,8 @@ async def run_settle(process: Process) -> None:
         sink = None
         if url := process.settings.webhook_url:
             sink = await stack.enter_async_context(WebhookSink(url, campaign))
-        rules = Rules(store, campaign, load_schemes)
-        pause = PauseSwitch(store, process.name, wall_ms)
+        rules = Rules(stores.coordination, campaign, load_schemes)
+        pause = PauseSwitch(stores.coordination, process.name, wall_ms)
 
         def settlement_of(shard: int) -> Settlement:
             state = TransferState.PENDING if sink else TransferState.CREDITED
@@ -50,7 +50,7 @@ async def run_settle(process: Process) -> None:
             if sink is not None:
                 payout = Payout(shard, ledger, sink, wall_ms=wall_ms, campaign=campaign)
             return Settlement(
-                store,
+                stores.log_store,
                 Settler(shard, ledger, state=state, wall_ms=wall_ms),
                 rules,
                 payout=payout,
@@ -59,7 +59,7 @@ async def run_settle(process: Process) -> None:
             )
 
         host = SettleHost(
-            store,
+            stores.coordination,
             SettleMember(process.name, process.spec.zone, process.settings.lease_ttl_s),
             range(process.settings.claims_shards),
             settlement_of,
@@ -68,7 +68,7 @@ async def run_settle(process: Process) -> None:
         settling: list[asyncio.Task[None]] = []
 
         async def start() -> None:
-            settling.append(asyncio.create_task(keep_member(process, store)))
+            settling.append(asyncio.create_task(keep_member(process, stores.coordination)))
             settling.append(asyncio.create_task(host.run()))
             serve_metrics("127.0.0.1", process.spec.ports["metrics"])
 
@@ -78,5 +78,5 @@ async def run_settle(process: Process) -> None:
             await asyncio.gather(*settling, return_exceptions=True)
 
         await serve_until_signal(start, stop)
-    await store.close()
+    await stores.close()
     engine.dispose()

@@ -118,7 +118,9 @@ def plan_processes(settings: UpSettings) -> list[ProcessSpec]:
         ("access", settings.access_per_zone, ("public", "admin", "internal", "metrics")),
     ]
     free = _free_ports(64 * len(settings.zones) * 4)
-    specs = [ProcessSpec("store", "store", "", 0, {"metrics": next(free)})]
+    specs = []
+    if settings.embedded:
+        specs.append(ProcessSpec("store", "store", "", 0, {"metrics": next(free)}))
     pod = 0
     for role, count, names in roles:
         for zone in settings.zones:

@@ -13,8 +13,8 @@ from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.process import Process
+from hongbao.cli.stores import SharedState
 from hongbao.transport.admission import Admission
 from hongbao.transport.dispatcher import Dispatcher, Method
 from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
@@ -35,7 +35,7 @@ class StartedRole:
     """Services for other processes, on the process's internal port."""
 
 
-StartRole = Callable[[Process, StoreClient], Awaitable[StartedRole]]
+StartRole = Callable[[Process, SharedState], Awaitable[StartedRole]]
 
 
 class RoleCounters(Collector):
@@ -63,15 +63,15 @@ class Serving:
         self._process = process
         self._start_role = start_role
         self.dispatcher = Dispatcher((), Admission(), CallMetrics())
-        self._store: StoreClient | None = None
+        self._stores: SharedState | None = None
         self._role: StartedRole | None = None
         self._servers: list[GrpcServer] = []
 
     async def start(self) -> None:
         """Start the role, then let others reach it."""
         process = self._process
-        self._store = process.open_store()
-        role = self._role = await self._start_role(process, self._store)
+        self._stores = await process.connect()
+        role = self._role = await self._start_role(process, self._stores)
         self.dispatcher.add(role.methods)
         services = sorted({method.path.split("/")[1] for method in role.methods})
         unix = process.socket("internal")
@@ -94,8 +94,8 @@ class Serving:
             log.info("role_drained", **self._role.counters())
         for server in self._servers:
             await server.drain(grace_s=1.0)
-        if self._store is not None:
-            await self._store.close()
+        if self._stores is not None:
+            await self._stores.close()
 
 
 async def serve_until_signal(

@@ -1,7 +1,7 @@
 """Owns the one settings file of `hongbao up`; refuses to hold secrets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
@@ -13,11 +13,64 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from hongbao.domain.errors import Rejected
 
 Count = Annotated[int, Field(ge=1, le=64)]
+Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
+"""host:port"""
+
+
+class ClusterStore(BaseModel):
+    """Says what TiKV and etcd have in common: how they are reached and whose names are ours."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")] | None = None
+    """In front of every key, so that runs can share a cluster; absent: the campaign's id."""
+
+    ca: Path | None = None
+    """Certificates (PEM) of whoever signed the servers' own; absent: plain text."""
+
+    cert: Path | None = None
+    """This side's certificate (PEM), where servers ask for one."""
+
+    key: Path | None = None
+    """Its private key (PEM)."""
+
+    @model_validator(mode="after")
+    def _certificates_are_whole(self) -> Self:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key go together")
+        if self.cert is not None and self.ca is None:
+            raise ValueError("cert and key need ca: without it nothing is encrypted")
+        return self
+
+
+class TikvSettings(ClusterStore):
+    """Says which TiKV cluster keeps the logs."""
+
+    pd: Annotated[tuple[Address, ...], Field(min_length=1, max_length=9)]
+    """Placement drivers, host:port each."""
+
+    api: Literal["raw", "txn"] = "raw"
+    """raw: compare-and-swap. txn: for a cluster that runs the transactional API already, in which
+    raw keys must not be mixed; needs the extra tikv-txn (Python 3.11) and has no TLS."""
+
+    @model_validator(mode="after")
+    def _txn_has_no_tls(self) -> Self:
+        if self.api == "txn" and self.ca is not None:
+            raise ValueError("the client of the transactional API has no TLS: leave ca out")
+        return self
+
+
+class EtcdSettings(ClusterStore):
+    """Says which etcd keeps leases, placement, switches and quotas."""
+
+    endpoints: Annotated[tuple[Address, ...], Field(min_length=1, max_length=9)]
+    """Members, host:port each; all of them, so that one may be lost."""
 
 
 class UpSettings(BaseModel):
@@ -57,6 +110,17 @@ class UpSettings(BaseModel):
 
     lease_ttl_s: Annotated[float, Field(ge=0.5, le=30)] = 2.0
     """How long a silent owner keeps its shard: shorter fails over sooner, longer bears stalls."""
+
+    tikv: TikvSettings | None = None
+    """Where logs live; absent: LMDB in the run's folder, written by one process."""
+
+    etcd: EtcdSettings | None = None
+    """Where leases and shared facts live; absent: LMDB in the run's folder too."""
+
+    @property
+    def embedded(self) -> bool:
+        """Return whether the run needs a store process of its own."""
+        return self.tikv is None or self.etcd is None
 
     jwks: Path | None = None
     """Public keys (JWKS) of whoever issues the users' JWTs; absent: a key made for this run."""
@@ -123,5 +187,19 @@ def read_settings(path: Path) -> UpSettings:
             "campaign": (path.parent / settings.campaign).resolve(),
             "run_dir": settings.run_dir.resolve(),
             "jwks": (path.parent / settings.jwks).resolve() if settings.jwks else None,
+            "tikv": _from_folder("tikv", settings.tikv, path),
+            "etcd": _from_folder("etcd", settings.etcd, path),
         }
     )
+
+
+def _from_folder(field: str, store: ClusterStore | None, settings: Path) -> ClusterStore | None:
+    """Return a cluster's settings with certificates found from the settings file's folder."""
+    if store is None:
+        return None
+    named = {name: getattr(store, name) for name in ("ca", "cert", "key")}
+    found = {name: (settings.parent / path).resolve() for name, path in named.items() if path}
+    for name, path in found.items():
+        if not path.is_file():
+            raise Rejected(f"{settings}: {field}.{name}: {path}: no such file", field=field)
+    return store.model_copy(update=found)

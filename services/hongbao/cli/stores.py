@@ -1,10 +1,12 @@
-"""Owns which adapters a run's folder means; every command reaches stored state through here."""
+"""Owns which adapters a run's settings mean; all that is stored is reached through here."""
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.lmdb import LmdbStore
@@ -12,11 +14,27 @@ from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import RunDir
-from hongbao.cli.settings import UpSettings
+from hongbao.cli.settings import ClusterStore, EtcdSettings, TikvSettings, UpSettings
 from hongbao.domain.campaign import Campaign
 from hongbao.shards.ports import Coordination, LogStore
 
+if TYPE_CHECKING:
+    from hongbao.adapters.etcd import EtcdCoordination
+    from hongbao.adapters.tikv import TikvStore
+    from hongbao.adapters.tikv_txn import TikvTxnStore
+
 DEFAULT_RUN = Path("out/run")
+
+Close = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class SharedState:
+    """Is a process's way to what all processes of a run share: logs, and leases and facts."""
+
+    log_store: LogStore
+    coordination: Coordination
+    close: Close
 
 
 @dataclass(frozen=True)
@@ -30,39 +48,103 @@ class Stores:
     coordination: Coordination
     objects: ObstoreObjects
     ledger_url: str
-    live: bool  # the run's own store process answers
+    live: bool
+    """Processes of the run are up."""
+
+
+async def connect_stores(
+    run: RunDir, settings: UpSettings, campaign: str, *, offline: bool = False
+) -> SharedState:
+    """Open TiKV and etcd where the settings name them, else the run's own store.
+
+    Connections come and go by themselves afterwards. `offline`: the run's store process is down,
+    so its files are opened instead. Raises Rejected when a client library is missing.
+    """
+    closes: list[Close] = []
+    log_store: LogStore | None = None
+    coordination: Coordination | None = None
+    if settings.tikv is not None:
+        log_store = tikv = _open_tikv(settings.tikv, campaign)
+        closes.append(tikv.close)
+    if settings.etcd is not None:
+        coordination = etcd = _open_etcd(settings.etcd, campaign)
+        closes.append(etcd.close)
+    if settings.embedded:
+        store = await _open_embedded(run, offline=offline)
+        closes.append(store.close)
+        log_store, coordination = log_store or store, coordination or store
+    assert log_store is not None
+    assert coordination is not None
+
+    async def close() -> None:
+        await asyncio.gather(*(one() for one in closes))
+
+    return SharedState(log_store, coordination, close)
 
 
 @asynccontextmanager
 async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
-    """Open a run's stores: through its store process when that runs, else the files themselves.
+    """Open a run's stores: where it runs through its processes, else as they lie.
 
     Raises NotFound when the folder holds no run.
     """
     run = RunDir(run_path.absolute())  # noqa: ASYNC240  (once, before anything waits)
     settings, _ = run.read_specs()
     campaign = run_campaign(run, settings)
-    live = _answers(run.socket)
-    clock = SystemClock()
-    store: StoreClient | LmdbStore
-    if live:
-        store = StoreClient(run.socket, run.store)
-    else:
-        store = LmdbStore(run.store, monotonic_s=clock.monotonic_s)
-        await store.start()
+    answers = _answers(run.socket)
+    shared = await connect_stores(run, settings, campaign.campaign, offline=not answers)
     try:
         yield Stores(
             run=run,
             settings=settings,
             campaign=campaign,
-            log_store=store,
-            coordination=store,
+            log_store=shared.log_store,
+            coordination=shared.coordination,
             objects=folder_objects(run.objects),
             ledger_url=run.ledger_url(settings),
-            live=live,
+            live=answers if settings.embedded else await _members_live(shared.coordination),
         )
     finally:
-        await store.close()
+        await shared.close()
+
+
+def _open_tikv(settings: TikvSettings, campaign: str) -> "TikvStore | TikvTxnStore":
+    """Open the cluster; its client is loaded only here, because that takes a while."""
+    namespace = _namespace(settings, campaign).encode()
+    if settings.api == "txn":
+        from hongbao.adapters.tikv_txn import TikvTxnStore
+
+        return TikvTxnStore(settings.pd, namespace=namespace)
+    from hongbao.adapters.tikv import TikvStore, TikvTls
+
+    tls = TikvTls(settings.ca, settings.cert, settings.key) if settings.ca else None
+    return TikvStore(settings.pd, namespace=namespace, tls=tls)
+
+
+def _open_etcd(settings: EtcdSettings, campaign: str) -> "EtcdCoordination":
+    from hongbao.adapters import etcd, etcd_members
+
+    tls = etcd_members.EtcdTls(settings.ca, settings.cert, settings.key) if settings.ca else None
+    namespace = _namespace(settings, campaign)
+    return etcd.EtcdCoordination(
+        etcd_members.EtcdSettings(settings.endpoints, namespace=namespace, tls=tls)
+    )
+
+
+def _namespace(settings: ClusterStore, campaign: str) -> str:
+    return f"hongbao/{settings.namespace or campaign}/"
+
+
+async def _open_embedded(run: RunDir, *, offline: bool) -> StoreClient | LmdbStore:
+    if not offline:
+        return StoreClient(run.socket, run.store)
+    store = LmdbStore(run.store, monotonic_s=SystemClock().monotonic_s)
+    await store.start()
+    return store
+
+
+async def _members_live(coordination: Coordination) -> bool:
+    return bool(await coordination.read_prefix("lease/member/"))
 
 
 def _answers(path: Path) -> bool:
