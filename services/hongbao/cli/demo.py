@@ -9,7 +9,8 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from rich.live import Live
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from hongbao.cli.demo_close import close_evening, find_unproved, hongbao
+from hongbao.cli.demo_faults import plan_store_events, read_store_faults
 from hongbao.cli.demo_screen import Screen, build_screen
 from hongbao.cli.demo_script import EventLog, plan_events, play
 from hongbao.cli.rain import Rain, prepare_run, rain
@@ -26,6 +28,7 @@ from hongbao.cli.report import write_report
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.cli.up import progress_step, refuse_to_pay, rehearsed_timeline, tell_embedding
+from hongbao.cli.write_count import WriteCount
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.money import format_yuan
 from hongbao.transport.launch import find_embedding
@@ -49,19 +52,29 @@ def demo(
     users: Annotated[int, typer.Option(min=100, help="Simulated users.")] = 6000,
     seed: Annotated[int, typer.Option(help="Repeats the load's draws.")] = 2016,
     page: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("out/report.html"),
+    store_faults: Annotated[
+        Path | None,
+        typer.Option(help="YAML list of {slot, share, text, command}: breaks stores of yours."),
+    ] = None,
 ) -> None:
     """Play a short New Year's Eve and break things; ends with the audit and one line of JSON.
+
+    With --store-faults the commands of that file are run at their moments of the slots, and the
+    demo fails when service is not back within 5 s of one.
 
     Examples:
 
         hongbao demo
 
         hongbao demo --seconds 120 --rate 3000
+
+        hongbao demo stores.yaml --store-faults faults.yaml
     """
     chosen = read_settings(settings)
     refuse_to_pay(chosen)
     with RunDir(chosen.run_dir).supervised():
-        line, unproved = _play(chosen, seconds=seconds, rate=rate, users=users, seed=seed)
+        evening = _Evening(seconds=seconds, rate=rate, users=users, seed=seed, faults=store_faults)
+        line, unproved = _play(chosen, evening)
         page.parent.mkdir(parents=True, exist_ok=True)
         console.print(f"report: {write_report(chosen.run_dir / 'report', page)}")
     typer.echo(json.dumps(line))
@@ -73,9 +86,18 @@ def demo(
         raise typer.Exit(EXIT_UNPROVED)
 
 
-def _play(
-    settings: UpSettings, *, seconds: float, rate: float, users: int, seed: int
-) -> tuple[dict[str, Any], list[str]]:
+@dataclass(frozen=True)
+class _Evening:
+    """Is how the evening is to be played."""
+
+    seconds: float
+    rate: float  # shakes per second
+    users: int
+    seed: int
+    faults: Path | None
+
+
+def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list[str]]:
     """Play the whole evening on an emptied folder; return the audit's line and what it lacks."""
     _empty(settings.run_dir)
     tell_embedding(find_embedding())
@@ -89,27 +111,34 @@ def _play(
     packets = sum(plan.packets for plan in prepared.plans)
     console.print(
         f"{campaign.title}: {len(campaign.sponsors)} sponsors, {packets:,} packets in "
-        f"{len(prepared.plans)} schemes, {format_yuan(campaign.budget_fen)} yuan. Seed {seed}."
+        f"{len(prepared.plans)} schemes, {format_yuan(campaign.budget_fen)} yuan. "
+        f"Seed {evening.seed}."
     )
+    broken = read_store_faults(evening.faults, len(campaign.slots)) if evening.faults else []
     folder = run.path / "report"
     folder.mkdir()
 
-    async def evening() -> tuple[dict[str, Any], list[str]]:
-        timeline = rehearsed_timeline(campaign, seconds, START_IN_S)
+    async def play_all() -> tuple[dict[str, Any], list[str]]:
+        timeline = rehearsed_timeline(campaign, evening.seconds, START_IN_S)
         async with rain(settings, run, campaign, prepared, timeline) as up:
             told = EventLog(folder / "faults.jsonl")
-            load = _Load(up, folder, rate=rate, users=users, seed=seed)
+            load = _Load(up, folder, evening)
+            writes = WriteCount(up.stores.coordination)
             status, output = await hongbao("fund", "pay-in", "--all", "--run", str(run.path))
             if status:
                 raise Transient(f"the sponsors could not pay in: {output}")
-            async with _shown(up, told, load):
-                script = asyncio.create_task(play(up, plan_events(up, prepared), told))
+            async with _shown(up, told, load), _in_background(writes.run()):
+                events = [*plan_events(up, prepared), *plan_store_events(broken)]
+                script = asyncio.create_task(play(up, events, told))
                 load_status = await load.run()
                 await script
-            line, promises = await close_evening(up, prepared, folder, seed=seed)
+            figures = {"coordination writes": _tell_writes(writes, load)}
+            line, promises = await close_evening(
+                up, prepared, folder, told, seed=evening.seed, figures=figures
+            )
             return line, find_unproved(line, load_status, promises, told.failed)
 
-    return asyncio.run(evening())
+    return asyncio.run(play_all())
 
 
 def _empty(run_dir: Path) -> None:
@@ -127,15 +156,15 @@ def _empty(run_dir: Path) -> None:
 class _Load:
     """Is the load generator, a process of its own, seen through the files that it writes."""
 
-    def __init__(self, up: Rain, folder: Path, *, rate: float, users: int, seed: int) -> None:
+    def __init__(self, up: Rain, folder: Path, evening: _Evening) -> None:
         self._up = up
         self._folder = folder
         first, last = up.timeline.slots[0], up.timeline.slots[-1]
         self._wait_until_ms = first.starts_at_ms - int(LOAD_LEAD_S * 1000)
         seconds = LOAD_LEAD_S + (last.ends_at_ms - first.starts_at_ms) / 1000
         self._arguments = [
-            *("--phase", f"rain:{seconds}:{rate}"),
-            *("--users", str(users), "--seed", str(seed), "--json"),
+            *("--phase", f"rain:{seconds}:{evening.rate}"),
+            *("--users", str(evening.users), "--seed", str(evening.seed), "--json"),
             *("--out", str(folder), "--run", str(up.run.path)),
         ]
         self._read_to = 0
@@ -192,10 +221,24 @@ async def _shown(up: Rain, told: EventLog, load: _Load) -> AsyncIterator[None]:
             await asyncio.sleep(SCREEN_PAUSE_S)
 
     with Live(console=console, refresh_per_second=4, transient=console.is_terminal) as live:
-        task = asyncio.create_task(refresh(live))
-        try:
+        async with _in_background(refresh(live)):
             yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+
+
+@contextlib.asynccontextmanager
+async def _in_background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do endless work until the block ends."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def _tell_writes(writes: WriteCount, load: _Load) -> str:
+    """Say what was written to Coordination, which no shake and no open does."""
+    shakes = sum(sum(sample["shakes"].values()) for sample in load.look())
+    opens = sum(sample["opens"].get("OPENED", 0) for sample in load.look())
+    return f"{writes.total} in {shakes:,} shakes and {opens:,} opens: {writes.describe()}"

@@ -5,23 +5,34 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hongbao.cli.demo_faults import find_silence_s
+from hongbao.cli.demo_script import EventLog
 from hongbao.cli.prepare import Prepared
 from hongbao.cli.rain import Rain
-from hongbao.client.acknowledged import read_acknowledged
+from hongbao.client.acknowledged import AcknowledgedOpen, read_acknowledged
 from hongbao.domain.errors import Transient
 
 CATCH_UP_S_MAX = 60.0
 CATCH_UP_PAUSE_S = 0.2
+SERVICE_BACK_S_MAX = 5.0
 
 
 async def close_evening(
-    up: Rain, prepared: Prepared, folder: Path, *, seed: int
+    up: Rain,
+    prepared: Prepared,
+    folder: Path,
+    told: EventLog,
+    *,
+    seed: int,
+    figures: Mapping[str, object],
 ) -> tuple[dict[str, Any], int | None]:
     """Stop taking calls, credit what was opened, refund the rest, prove it; write report data.
+
+    `figures` are shown in the report beside its own.
 
     Returns the audit's line and how many opens clients were promised: None, nobody wrote it down.
     """
@@ -30,7 +41,8 @@ async def close_evening(
     await _refund_when_settled(up)
     promised = folder / "acknowledged.txt"
     written = folder / "acknowledged.jsonl"
-    count = _write_serials(written, promised)
+    kept = list(read_acknowledged(written)) if written.exists() else []
+    promised.write_text("".join(f"{one.packet}\n" for one in kept))
     tables = folder / "audit.json"
     options = ("--tables", str(tables), "--acknowledged", str(promised), "--json")
     status, output = await hongbao("audit", str(up.run.path), *options)
@@ -38,9 +50,32 @@ async def close_evening(
         raise Transient(f"the audit did not end ({status}): {output}")
     document = json.loads(tables.read_text())
     _write_settle_rows(folder, document)
-    _write_json(folder / "report.json", _facts(up, document, count, seed))
+    silences = _find_silences(up, kept, prepared, told)
+    figures = {
+        "opens acknowledged to clients": len(kept),
+        "processes that died": len(up.supervisor.deaths),
+        **{f"no opens after: {text}": f"{back_s:.2f} s" for text, back_s in silences.items()},
+        **figures,
+    }
+    _write_json(folder / "report.json", _facts(up, document, figures, seed))
     line: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return line, count if written.exists() else None
+    if silences:
+        line["service_back_s_max"] = max(silences.values())
+    return line, len(kept) if written.exists() else None
+
+
+def _find_silences(
+    up: Rain, kept: Sequence[AcknowledgedOpen], prepared: Prepared, told: EventLog
+) -> dict[str, float]:
+    """Return how long service stood still after each fault of a store, in seconds."""
+    silences = {}
+    for row in told.rows:
+        at_ms = int(str(row["at_ms"]))
+        slot = up.timeline.slot_at(at_ms)
+        if row["kind"] == "store" and slot is not None:
+            text, manifests = str(row["text"]), prepared.manifests
+            silences[text] = find_silence_s(kept, manifests, at_ms, slot.ends_at_ms)
+    return silences
 
 
 def find_unproved(
@@ -58,6 +93,8 @@ def find_unproved(
         problems.append("no client saw a packet opened")
     if not line["packets_opened"]:
         problems.append("no packet was opened")
+    if (back_s := line.get("service_back_s_max", 0)) > SERVICE_BACK_S_MAX:
+        problems.append(f"service was back only {back_s:g} s after a fault of a store")
     return problems
 
 
@@ -89,14 +126,9 @@ async def _refund_when_settled(up: Rain) -> None:
         await asyncio.sleep(CATCH_UP_PAUSE_S)
 
 
-def _write_serials(acknowledged: Path, serials: Path) -> int:
-    """Write what clients were promised, one serial a line; return how many."""
-    found = [one.packet for one in read_acknowledged(acknowledged)] if acknowledged.exists() else []
-    serials.write_text("".join(f"{serial}\n" for serial in found))
-    return len(found)
-
-
-def _facts(up: Rain, audit: dict[str, Any], acknowledged: int, seed: int) -> dict[str, Any]:
+def _facts(
+    up: Rain, audit: dict[str, Any], figures: Mapping[str, object], seed: int
+) -> dict[str, Any]:
     slots = {row["slot"]: row for row in audit["slots"]}
     first, last = up.timeline.slots[0], up.timeline.slots[-1]
     return {
@@ -111,10 +143,7 @@ def _facts(up: Rain, audit: dict[str, Any], acknowledged: int, seed: int) -> dic
             "system": platform.platform(terse=True),
             "served by": "Envoy with Python inside" if up.embedding.library else "grpcio",
         },
-        "figures": {
-            "opens acknowledged to clients": acknowledged,
-            "processes that died": len(up.supervisor.deaths),
-        },
+        "figures": figures,
         "slots": [
             {
                 "slot": slot.slot,

@@ -5,7 +5,7 @@ Every change is what an operator's command does; every kill is a SIGKILL.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -39,7 +39,7 @@ class Event:
 
     slot: int  # number in the timeline, from 0
     share: float  # of the slot that has passed
-    kind: str  # kill | zone | key | switch | scheme
+    kind: str  # kill | zone | key | switch | scheme | store
     text: str
     act: Callable[[], Awaitable[str]]
     """Does it and returns what it did, in words."""
@@ -53,6 +53,11 @@ class EventLog:
         self._rows: list[dict[str, object]] = []
         self.lines: list[str] = []
         self.failed: list[str] = []  # events that did not do what the script says
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, object]]:
+        """Return what happened, as the report reads it."""
+        return tuple(self._rows)
 
     def add(self, at_ms: int, until_ms: int | None, kind: str, text: str) -> None:
         """Take one event; a zone that comes back ends the event of its loss."""
@@ -124,7 +129,7 @@ def _kill_access(up: Rain) -> Callable[[], Awaitable[str]]:
 
 def _kill_claims_owner(up: Rain) -> Callable[[], Awaitable[str]]:
     async def act() -> str:
-        leases = await up.store.read_prefix("lease/claims/")
+        leases = await up.stores.coordination.read_prefix("lease/claims/")
         owned: dict[str, list[str]] = {}
         for lease in leases:
             owner = Member.from_json(lease.value).process
@@ -142,8 +147,8 @@ def _set_switch(up: Rain, value: float | None) -> Callable[[], Awaitable[str]]:
         held = spec.default if value is None else value
         why = "opens are slow" if value is not None else "opens are fast again"
         setting = Setting(held, by="demo", why=why, set_at_ms=up.clock.wall_ms())
-        revision = await write_setting(up.store, spec, setting)
-        obeying = await wait_effective(up.store, spec, revision, ACK_S_MAX)
+        revision = await write_setting(up.stores.coordination, spec, setting)
+        obeying = await wait_effective(up.stores.coordination, spec, revision, ACK_S_MAX)
         return f"switch {SWITCH} = {held}, effective on {len(obeying)} processes"
 
     return act
@@ -154,7 +159,7 @@ def _activate(
 ) -> Callable[[], Awaitable[str]]:
     async def act() -> str:
         done = await activate_scheme(
-            up.store,
+            up.stores.coordination,
             up.campaign,
             prepared.plans,
             plan.scheme_number,
@@ -188,10 +193,12 @@ def _deny(up: Rain, key_id: KeyId) -> Callable[[], Awaitable[str]]:
     async def act() -> str:
         campaign = up.campaign.campaign
         _, revision = await change_key_lists(
-            up.store, campaign, lambda lists: deny_keys(lists, [key_id])
+            up.stores.coordination, campaign, lambda lists: deny_keys(lists, [key_id])
         )
         document = document_name(campaign)
-        obeying = await wait_acked(up.store, document, "redeem", revision, ACK_S_MAX, expected=True)
+        obeying = await wait_acked(
+            up.stores.coordination, document, "redeem", revision, ACK_S_MAX, expected=True
+        )
         return f"key {key_id} denied, effective on {len(obeying)} processes"
 
     return act

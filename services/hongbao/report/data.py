@@ -16,7 +16,7 @@ A run's report folder holds, and the demo writes:
     settle.jsonl    {"at_ms", "credited": claims so far, "credited_fen": so far, "lag": claims
                      waiting, "p50_s", "p99_s": open → credited over the interval}, one a line
     faults.jsonl    {"at_ms", "until_ms" | null, "kind", "text"}, one a line; kind is one of
-                     kill, zone, key, switch, scheme, other
+                     kill, zone, key, switch, scheme, store, other
 
 Missing .jsonl files count as empty: their plots are left out.
 """
