@@ -1,0 +1,112 @@
+"""Records who held the leases of shards and what a reader of their logs saw; judges both.
+
+The rules are those of etcd's and TiKV's promises as the runtime uses them: one writer per
+position, epochs only rise and belong to one holder, readers see a prefix (design §1).
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from hongbao.domain.errors import Transient
+from hongbao.shards.block import Block, BlockKind, ShardKey
+from hongbao.shards.ports import Coordination, LogStore
+from hongbao.shards.reader import LogReader
+
+from tests.sim.history import Violation, check_log
+
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Is a lease that someone got; `epoch` is the revision that wrote it."""
+
+    shard: int
+    process: str
+    epoch: int
+
+
+@dataclass
+class Recorded:
+    """Is what one observer saw while a run went on."""
+
+    grants: list[Grant] = field(default_factory=list)
+    reads: dict[int, list[Block]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Follows leases and logs of a plane from outside until it is cancelled."""
+
+    def __init__(
+        self, log_store: LogStore, coordination: Coordination, plane: str, shards: Sequence[int]
+    ) -> None:
+        self.recorded = Recorded(reads={shard: [] for shard in shards})
+        self._log_store = log_store
+        self._coordination = coordination
+        self._plane = plane
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_leases())
+            for shard in self.recorded.reads:
+                group.create_task(self._read(shard))
+
+    async def _follow_leases(self) -> None:
+        prefix = f"lease/{self._plane}/"
+        async for fact in self._coordination.watch(prefix, after_revision=0):
+            if fact.value:
+                shard = int(fact.key.removeprefix(prefix))
+                process = json.loads(fact.value)["process"]
+                self.recorded.grants.append(Grant(shard, process, fact.revision))
+
+    async def _read(self, shard: int) -> None:
+        reader = LogReader(self._log_store, self._plane, shard)
+        while True:
+            with suppress(Transient):
+                self.recorded.reads[shard] += [block for _, block in await reader.read()]
+            await asyncio.sleep(POLL_S)
+
+
+def check_history(
+    plane: str, recorded: Recorded, logs: dict[int, Sequence[Block]]
+) -> list[Violation]:
+    """Return every broken rule over what was recorded and the logs as they lie now."""
+    found = check_grants(recorded.grants)
+    for shard, blocks in logs.items():
+        key = ShardKey(plane, shard)
+        epochs = {one.epoch for one in recorded.grants if one.shard == shard}
+        found += check_log(key, blocks)
+        found += check_epochs(key, blocks, epochs)
+        found += check_prefix(key, blocks, recorded.reads[shard])
+    return found
+
+
+def check_grants(grants: Sequence[Grant]) -> list[Violation]:
+    """Of one shard, later grants have higher epochs, and an epoch is granted once."""
+    found = []
+    last: dict[int, int] = {}
+    for grant in grants:
+        if grant.epoch <= last.get(grant.shard, 0):
+            found.append(Violation("epochs only rise", f"{grant} behind {last[grant.shard]}"))
+        last[grant.shard] = max(grant.epoch, last.get(grant.shard, 0))
+    return found
+
+
+def check_epochs(key: ShardKey, blocks: Sequence[Block], granted: set[int]) -> list[Violation]:
+    """Whoever wrote held the lease once: every epoch of a log was granted."""
+    return [
+        Violation("who writes was granted the lease", f"{key} block {one.position}: {one.epoch}")
+        for one in blocks
+        if one.kind is BlockKind.EPOCH and one.epoch not in granted
+    ]
+
+
+def check_prefix(key: ShardKey, blocks: Sequence[Block], seen: Sequence[Block]) -> list[Violation]:
+    """What a reader saw while the log grew is how the log begins."""
+    for index, block in enumerate(seen):
+        if index >= len(blocks) or block != blocks[index]:
+            return [Violation("readers see a prefix of the log", f"{key} read {index}")]
+    return []
