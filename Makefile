@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in /usr/bin/python3 python3 python3.14 python3.13 python
   command -v $$p >/dev/null 2>&1 && $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; exit; }; done; echo python3)
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo servers test check bench sim protos lock clean
+.PHONY: help setup demo demo-stores servers test check bench sim protos lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z][a-z0-9-]*:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,10 @@ demo: setup ## play a short New Year's Eve on embedded parts; the last line is J
 	$(RUN)/hongbao demo
 
 servers: setup ## build the store servers (PD, TiKV protocol, etcd) that some tests run against
-	$(RUN)/python -m tests.servers
+	$(RUN)/python -m tests.servers build
+
+demo-stores: servers ## the demo on TiKV x3, etcd x3, S3 and PostgreSQL, with those killed too
+	$(RUN)/python -m tests.servers demo
 
 test: servers ## unit, property, contract, simulation and process-level tests
 	$(RUN)/python -m pytest -n 2 --dist loadgroup $(TESTS)

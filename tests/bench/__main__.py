@@ -13,8 +13,12 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from tests.bench.bench_failover import ROW as FAILOVER_ROW
+from tests.bench.bench_failover import bench_failover
 from tests.bench.bench_mint import bench_mint
 from tests.bench.bench_open import bench_open
+from tests.bench.bench_open_tikv import ROWS as OPEN_TIKV_ROWS
+from tests.bench.bench_open_tikv import bench_open_tikv
 from tests.bench.bench_shake import bench_shake
 from tests.bench.results import Result, describe_machine, show_results, write_results
 from tests.bench.scale import Bench, Scale
@@ -26,6 +30,8 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
         ("shake_grpc_per_core", "shake_json_per_core", "access_private_mib", "overload_goodput"),
     ),
     "open": (bench_open, ("open_durable_per_core", "credit_p99_s")),
+    "open_tikv": (bench_open_tikv, OPEN_TIKV_ROWS),
+    "failover": (bench_failover, (FAILOVER_ROW,)),
 }
 
 

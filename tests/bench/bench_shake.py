@@ -3,6 +3,8 @@
 import asyncio
 from contextlib import ExitStack
 
+from hongbao.cli.write_count import WriteCount
+
 from tests.bench import peers
 from tests.bench.drive import Drive, drive
 from tests.bench.phones import Crowd, crowd
@@ -36,10 +38,14 @@ async def bench_shake(scale: Scale) -> list[Result]:
             await each.shake_only()
         ours.put_on_server_core(ACCESS)
         other.put_on_server_core()
+        writes = WriteCount(ours.live.stores.coordination)
+        counting = asyncio.create_task(writes.run())
         rows = await asyncio.to_thread(_measure, scale, ours, other, peer_port)
+        counting.cancel()
         capacity = max(rates(rows[0]))
         return [
             *_rows(*rows),
+            _writes_row(writes, [*rows[0], *rows[2]]),
             _memory_row(ours, scale),
             *await asyncio.to_thread(_overload_rows, scale, ours, capacity),
         ]
@@ -100,6 +106,15 @@ def _rows(
             note=skipped,
         ),
     ]
+
+
+def _writes_row(writes: WriteCount, runs: list[Run]) -> Result:
+    """Tell what was written to Coordination meanwhile: it follows the clock, not the shakes."""
+    shakes = sum(sum(run["outcomes"].values()) for run in runs)
+    per_million = writes.total / max(shakes, 1) * 1e6
+    note = f"{shakes:,} shakes, {writes.total} writes: {writes.describe()}"
+    name = "coordination_writes_per_million_shakes"
+    return compare(name, "writes", [per_million], lower_is_better=True, note=note)
 
 
 def _memory_row(ours: Servers, scale: Scale) -> Result:

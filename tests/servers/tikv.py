@@ -22,6 +22,8 @@ from tikv._backoff import Backoff
 from tests.servers import binaries
 from tests.servers.started import free_port, kill, start
 
+OUR_KEYS = b"hongbao/"
+"""What the keys of every run begin with (cli/stores.py); short enough to split the region there."""
 READY_S_MAX = 60.0
 POLL_S = 0.05
 CALL_S_MAX = 5.0

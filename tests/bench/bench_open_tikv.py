@@ -1,0 +1,83 @@
+"""open_durable_tikv_per_core, and what opens cost etcd."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from typing import Any
+
+from hongbao.cli.write_count import WriteCount
+
+from tests.bench.bench_open import CONNECTIONS, IN_FLIGHT, OPENS_PER_S_MOST, PATH
+from tests.bench.drive import Drive, drive
+from tests.bench.pinned import SERVER_CORE
+from tests.bench.results import Result, compare
+from tests.bench.scale import Run, Scale, describe, rates
+from tests.bench.servers import REDEEM, servers
+from tests.servers import binaries
+from tests.servers.etcd import EtcdCluster
+from tests.servers.tikv import TikvCluster
+
+ROWS = ("open_durable_tikv_per_core", "etcd_writes_per_million_opens")
+TARGET_PER_S = 8e3
+MILLION = 1e6
+
+
+async def bench_open_tikv(scale: Scale) -> list[Result]:
+    """Open by distinct tokens: redeem on the server core, the stores beside the generator."""
+    if reason := binaries.why_not():
+        return [Result(row, None, "", skipped=reason) for row in ROWS]
+    opens = int((scale.seconds + 1) * OPENS_PER_S_MOST)
+    packets = max(1_000_000, opens * (scale.rounds + 1))
+    folder = scale.folder / "opens-tikv"
+    with TikvCluster(folder / "tikv") as tikv, EtcdCluster(folder / "etcd") as etcd:
+        stores = {"tikv": {"pd": tikv.pd_endpoints}, "etcd": {"endpoints": etcd.endpoints}}
+        async with servers(folder, packets, stores=stores) as ours:
+            ours.put_on_server_core(REDEEM)
+            writes = WriteCount(ours.live.stores.coordination)
+            counting = asyncio.create_task(writes.run())
+            mine: list[Run] = []
+            theirs: list[float] = []
+            for _ in range(scale.rounds):
+                file = str(await ours.open_file(opens))
+                plan = Drive(
+                    ours.port(REDEEM),
+                    PATH,
+                    file,
+                    scale.seconds,
+                    in_flight=IN_FLIGHT,
+                    repeat=False,
+                    connections=CONNECTIONS,
+                )
+                mine.append(await asyncio.to_thread(drive, plan))
+                theirs.append(await asyncio.to_thread(_cas, tikv.pd_endpoints[0], scale.seconds))
+            opened = await asyncio.to_thread(ours.opened)
+            counting.cancel()
+    return [_open_row(mine, theirs), _writes_row(writes, opened)]
+
+
+def _open_row(mine: list[Run], theirs: list[float]) -> Result:
+    return compare(
+        ROWS[0],
+        "opens/s",
+        rates(mine),
+        "one compare-and-swap a claim, same client",
+        theirs,
+        target=TARGET_PER_S,
+        note=f"one TiKV store with fsync, beside the generator; {describe(mine)}",
+    )
+
+
+def _writes_row(writes: WriteCount, opened: int) -> Result:
+    """Tell what was written to etcd meanwhile: it follows the clock, not the opens."""
+    per_million = writes.total / max(opened, 1) * MILLION
+    note = f"{opened:,} opens, {writes.total} writes: {writes.describe()}"
+    return compare(ROWS[1], "writes", [per_million], lower_is_better=True, note=note)
+
+
+def _cas(pd: str, seconds: float) -> float:
+    command = ["taskset", "-c", str(SERVER_CORE), sys.executable, "-m", "tests.bench.peer_cas"]
+    command += [pd, str(seconds), str(IN_FLIGHT)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True)
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    return float(answer["per_s"])
