@@ -23,6 +23,7 @@ from hongbao.cli.demo_close import close_evening, find_unproved, hongbao
 from hongbao.cli.demo_faults import plan_store_events, read_store_faults
 from hongbao.cli.demo_screen import Screen, build_screen
 from hongbao.cli.demo_script import EventLog, plan_events, play
+from hongbao.cli.documents import deploy_timeline
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.report import write_report
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
@@ -35,7 +36,8 @@ from hongbao.transport.launch import find_embedding
 
 EXIT_UNPROVED = 1
 EXIT_BROKEN = 3
-START_IN_S = 14.0
+FAR_AWAY_S = 3600.0  # until all processes are up, however slow the machine
+START_IN_S = 9.0
 LOAD_LEAD_S = 7.0  # users get their sessions, and are told when the first slot opens
 SCREEN_PAUSE_S = 0.5
 LOAD_DRAIN_S_MAX = 60.0
@@ -119,14 +121,15 @@ def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list
     folder.mkdir()
 
     async def play_all() -> tuple[dict[str, Any], list[str]]:
-        timeline = rehearsed_timeline(campaign, evening.seconds, START_IN_S)
+        timeline = rehearsed_timeline(campaign, evening.seconds, FAR_AWAY_S)
         async with rain(settings, run, campaign, prepared, timeline) as up:
-            told = EventLog(folder / "faults.jsonl")
-            load = _Load(up, folder, evening)
-            writes = WriteCount(up.stores.coordination)
             status, output = await hongbao("fund", "pay-in", "--all", "--run", str(run.path))
             if status:
                 raise Transient(f"the sponsors could not pay in: {output}")
+            await _begin(up, evening)
+            told = EventLog(folder / "faults.jsonl")
+            load = _Load(up, folder, evening)
+            writes = WriteCount(up.stores.coordination)
             async with _shown(up, told, load), _in_background(writes.run()):
                 events = [*plan_events(up, prepared), *plan_store_events(broken)]
                 script = asyncio.create_task(play(up, events, told))
@@ -139,6 +142,18 @@ def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list
             return line, find_unproved(line, load_status, promises, told.failed)
 
     return asyncio.run(play_all())
+
+
+async def _begin(up: Rain, evening: _Evening) -> None:
+    """Let the first slot open soon: everything is up now."""
+    up.timeline = rehearsed_timeline(up.campaign, evening.seconds, START_IN_S)
+    await deploy_timeline(
+        up.stores.coordination,
+        up.campaign.campaign,
+        up.timeline,
+        rehearsal=True,
+        now_ms=up.clock.wall_ms(),
+    )
 
 
 def _empty(run_dir: Path) -> None:

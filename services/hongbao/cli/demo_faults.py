@@ -100,14 +100,15 @@ def find_silence_s(
     manifests: Iterable[Manifest],
     at_ms: int,
     until_ms: int,
-) -> float:
+) -> float | None:
     """Return for how long after a fault one claims shard acknowledged nothing, the worst of all.
 
     What clients saw, retries included. Shards count that were busy when the fault came; one that
-    never comes back was silent until `until_ms`, to which they all had work (the slot's end).
+    never comes back was silent until `until_ms`, to which they all had work (the slot's end). None
+    where no shard was busy.
     """
     until_ms = min(until_ms, at_ms + WATCHED_MS)
-    longest_ms = 0
+    longest_ms = None
     for times in _times_by_shard(acknowledged, manifests):
         if not any(at_ms - BUSY_MS <= one <= at_ms for one in times):
             continue
@@ -115,8 +116,8 @@ def find_silence_s(
         ends = [one for one in since if one < until_ms]
         behind = since[len(ends)] if len(ends) < len(since) else until_ms
         gaps = [after - before for before, after in pairwise([*ends, behind])]
-        longest_ms = max([longest_ms, *gaps])
-    return longest_ms / 1000
+        longest_ms = max([longest_ms or 0, *gaps])
+    return None if longest_ms is None else longest_ms / 1000
 
 
 def _times_by_shard(

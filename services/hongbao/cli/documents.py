@@ -36,7 +36,7 @@ async def deploy_documents(
 
     Safe to repeat. Raises Rejected when a slot that has opened would get other times.
     """
-    await _deploy_timeline(coordination, campaign, timeline, rehearsal, now_ms)
+    await deploy_timeline(coordination, campaign, timeline, rehearsal=rehearsal, now_ms=now_ms)
     files = [(file.file, file.slot, file.ticket_shard) for plan in plans for file in plan.files]
     active = {str(slot.slot): active_scheme_number for slot in timeline.slots}
     documents = {
@@ -48,9 +48,10 @@ async def deploy_documents(
         await coordination.compare_and_put(f"campaigns/{campaign}/{name}", value, revision=0)
 
 
-async def _deploy_timeline(
-    coordination: Coordination, campaign: str, timeline: Timeline, rehearsal: bool, now_ms: int
+async def deploy_timeline(
+    coordination: Coordination, campaign: str, timeline: Timeline, *, rehearsal: bool, now_ms: int
 ) -> None:
+    """Bring a timeline into force. Raises Rejected when a slot that has opened would change."""
     key = f"campaigns/{campaign}/timeline"
     stored = await coordination.read(key)
     document = plan_timeline(stored.value, timeline, rehearsal=rehearsal, now_ms=now_ms)
