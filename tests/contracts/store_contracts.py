@@ -55,6 +55,9 @@ class Contract:
     def fact(self, name: str) -> str:
         return f"{self.prefix}/{name}"
 
+    async def split(self, name: str) -> None:
+        """Cut the store in two before a key that nobody writes, where it has such parts."""
+
     async def restart(self) -> None:
         raise NotImplementedError
 

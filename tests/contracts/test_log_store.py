@@ -10,7 +10,7 @@ from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX
 
 from tests.contracts.conftest import EMBEDDED, embedded_contract
 from tests.contracts.store_contracts import Contract
-from tests.contracts.tikv_contracts import TIKV, tikv_contract
+from tests.contracts.tikv_contracts import TIKV, TXN, tikv_contract
 
 KILLS_MAX = 20
 """A kill that interrupts no call is possible each time; twenty in a row are not."""
@@ -92,6 +92,108 @@ async def test_scans_during_writes_see_every_write_that_was_acknowledged(
     await writing
 
 
+async def test_scans_during_writes_see_all_across_a_split(contract: Contract) -> None:
+    """F10: nothing is missing, doubled or out of order while the keys' region is cut in two."""
+    acknowledged = 0
+    keys = [contract.key(f"{position:04d}") for position in range(200)]
+
+    async def write() -> None:
+        nonlocal acknowledged
+        for key in keys:
+            while True:
+                try:
+                    assert await contract.store.create(key, key) is True
+                    break
+                except Ambiguous:
+                    if await contract.store.get(key) == key:
+                        break
+            acknowledged += 1
+            await asyncio.sleep(0)
+
+    async def split() -> None:
+        for name in ("0029~", "0119~", "0149~"):
+            await contract.split(name)
+
+    writing = asyncio.create_task(write())
+    splitting = asyncio.create_task(split())
+    while not (writing.done() and splitting.done()):
+        known = acknowledged
+        found = await contract.store.scan(keys[0], contract.key("9999"), 1000)
+        assert [key for key, _ in found] == keys[: len(found)]
+        assert len(found) >= known
+        await asyncio.sleep(0)
+    await asyncio.gather(writing, splitting)
+    assert await contract.store.scan(keys[10], keys[190], 170) == [
+        (key, key) for key in keys[10:180]
+    ]
+
+
+async def test_the_last_of_a_put_is_never_seen_before_the_others(contract: Contract) -> None:
+    """F11: it says that the others are there, wherever they lie."""
+    names = [f"{(number * 37) % 100:04d}" for number in range(100)]  # hops between the parts
+    await contract.split("0029~")
+    await contract.split("0059~")
+    for turn in range(3):
+        keys = [contract.key(f"{name}{turn}") for name in [*names, "last"]]
+        putting = asyncio.create_task(contract.store.put_many([(key, b"x") for key in keys]))
+        while not putting.done():
+            if await contract.store.get(keys[-1]) is not None:
+                found = await contract.store.scan(contract.key("0000"), contract.key("9999"), 1000)
+                assert set(keys[:-1]) <= {key for key, _ in found}
+            await asyncio.sleep(0)
+        await putting
+        assert await contract.store.get(keys[-1]) == b"x"
+
+
+@pytest.mark.parametrize("contract", ["lmdb", "client", *TIKV], indirect=True)
+async def test_a_put_that_is_cut_off_leaves_a_prefix_and_may_be_repeated(
+    contract: Contract,
+) -> None:
+    names = [f"{(number * 37) % 100:04d}" for number in range(100)]
+    await contract.split("0029~")
+    await contract.split("0059~")
+    cut = 0
+    for turn in range(8):
+        keys = [contract.key(f"{name}{turn}") for name in names]
+        putting = asyncio.create_task(contract.store.put_many([(key, b"x") for key in keys]))
+        await asyncio.sleep(0.002 * turn)
+        cut += putting.cancel()
+        await asyncio.wait([putting])
+        await asyncio.sleep(0.05)  # what was on its way has arrived
+        there = [await contract.store.get(key) is not None for key in keys]
+        assert there == sorted(there, reverse=True)
+        await contract.store.put_many([(key, b"x") for key in keys])
+    assert cut > 0
+
+
+async def test_a_create_that_is_cut_off_is_settled_by_the_next_one(contract: Contract) -> None:
+    """F3, F4: whoever is told that it created has the key, whatever is still on its way."""
+    won: dict[bytes, bytes] = {}
+    for number in range(30):
+        key = contract.key(f"{number:04d}")
+        creating = asyncio.create_task(contract.store.create(key, b"cut off"))
+        await asyncio.sleep(0.0002 * number)
+        creating.cancel()
+        created = await contract.store.create(key, b"second")
+        await asyncio.wait([creating])
+        won[key] = b"second" if created else b"cut off"
+    await asyncio.sleep(0.05)
+    for key, value in won.items():
+        assert await contract.store.get(key) == value
+
+
+async def test_many_values_at_the_limit_are_put_and_scanned(contract: Contract) -> None:
+    pairs = [(contract.key(f"{number:04d}"), bytes([number]) * VALUE_BYTES_MAX)
+             for number in range(6)]  # fmt: skip
+    small = [(contract.key(f"{number:04d}"), b"small") for number in range(6, 60)]
+    await contract.store.put_many([*pairs, *small])
+    end = contract.key("9999")
+    assert await contract.store.scan(pairs[0][0], end, 1000) == [*pairs, *small]
+    mixed = [*small, (contract.key("0060"), bytes(VALUE_BYTES_MAX))]
+    await contract.store.put_many(mixed)
+    assert await contract.store.scan(small[0][0], end, 1000) == mixed
+
+
 async def test_the_largest_key_and_value_are_taken(contract: Contract) -> None:
     key = contract.key("a").ljust(KEY_BYTES_MAX, b"k")
     value = bytes(VALUE_BYTES_MAX)
@@ -121,6 +223,28 @@ async def test_everything_acknowledged_is_there_after_a_restart(contract: Contra
     assert await contract.store.get(contract.key("b")) == b"put"
     assert await contract.store.create(contract.key("a"), b"second") is False
     assert await contract.store.create(contract.key("c"), b"new") is True
+
+
+@pytest.mark.parametrize("contract", TXN, indirect=True)
+async def test_a_create_with_puts_writes_all_or_nothing(contract: Contract) -> None:
+    """F4, F11: of racing creators one wins, and only its puts are there, with the key."""
+
+    async def race(position: int, racer: bytes) -> bool:
+        puts = [(contract.key(f"{name}{position:03d}"), racer) for name in ("x", "y")]
+        try:
+            return bool(
+                await contract.store.create_with(contract.key(f"a{position:03d}"), racer, puts)
+            )
+        except Ambiguous:
+            return await contract.store.get(contract.key(f"a{position:03d}")) == racer
+
+    for position in range(10):
+        racers = [b"%d" % racer for racer in range(8)]
+        won = await asyncio.gather(*(race(position, racer) for racer in racers))
+        assert won.count(True) == 1
+        for name in ("a", "x", "y"):
+            value = await contract.store.get(contract.key(f"{name}{position:03d}"))
+            assert value == racers[won.index(True)]
 
 
 @pytest.mark.parametrize("contract", ["client", *TIKV], indirect=True)

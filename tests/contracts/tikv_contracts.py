@@ -23,11 +23,15 @@ NOT_OURS = f"{PD_VARIABLE} names a cluster whose servers are not ours to touch"
 
 _numbers = itertools.count(100)
 
-TIKV = [
-    pytest.param("tikv-raw-1", marks=pytest.mark.xdist_group("tikv-1")),
-    pytest.param("tikv-raw-3", marks=pytest.mark.xdist_group("tikv-3")),
-    pytest.param("tikv-txn-1", marks=pytest.mark.xdist_group("tikv-1")),
-]
+
+def _param(kind: str, stores: int) -> Any:
+    """Keep all tests of one cluster on one worker: a restart must not disturb others."""
+    return pytest.param(f"tikv-{kind}-{stores}", marks=pytest.mark.xdist_group(f"tikv-{stores}"))
+
+
+RAW = [_param("raw", 1), _param("raw", 3)]
+TXN = [_param("txn", 1), _param("txn", 3)]
+TIKV = [*RAW, *TXN]
 STORES: dict[str, Callable[..., Any]] = {"raw": TikvStore, "txn": TikvTxnStore}
 
 
@@ -53,7 +57,9 @@ def _cluster(folder: Path, stores: int) -> Iterator[TikvCluster | None]:
 
 
 @asynccontextmanager
-async def tikv_contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Contract]:
+async def tikv_contract(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator["TikvContract"]:
     """Open one of `TIKV`, the fixture's parameter."""
     _, kind, stores = request.param.split("-")
     if kind == "txn":
@@ -79,6 +85,10 @@ class TikvContract(Contract):
 
     def key(self, name: str) -> bytes:
         return name.encode()
+
+    async def split(self, name: str) -> None:
+        if self.cluster is not None:
+            await asyncio.to_thread(self.cluster.split, self.namespace + self.key(name))
 
     async def restart(self) -> None:
         """Kill all stores and start them again."""

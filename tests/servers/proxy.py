@@ -1,0 +1,99 @@
+"""A proxy on the way to servers: holds requests or replies, loses them, cuts connections.
+
+It speaks HTTP CONNECT, which gRPC's C core uses when `grpc_proxy` is in the environment at the
+moment it opens a channel; so clients need no door for tests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+import pytest
+
+PIECE_BYTES = 1 << 16
+OTHER_PROXY_VARIABLES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
+
+
+class Proxy:
+    """Carries bytes both ways; `requests` and `replies` are open until a test clears them.
+
+    Requests are held only to the server that `held_target` names (host:port), if it does.
+    """
+
+    def __init__(self) -> None:
+        self.requests = asyncio.Event()
+        self.replies = asyncio.Event()
+        self.requests.set()
+        self.replies.set()
+        self.held_target = ""
+        self.port = 0
+        self._carrying: set[asyncio.Task[None]] = set()
+
+    def cut(self) -> None:
+        """Cut all connections; what is held is lost, and new connections work again."""
+        for task in self._carrying:
+            task.cancel()
+        self.requests.set()
+        self.replies.set()
+
+    @contextmanager
+    def used(self, environ: pytest.MonkeyPatch) -> Iterator[None]:
+        """Make channels that are opened within go through here."""
+        with environ.context() as changed:
+            for name in OTHER_PROXY_VARIABLES:
+                changed.delenv(name, raising=False)
+            changed.setenv("grpc_proxy", f"http://127.0.0.1:{self.port}")
+            yield
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, target, *_ = (await reader.readuntil(b"\r\n\r\n")).split()
+        host, _, port = target.decode().rpartition(":")
+        try:
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
+        except OSError:
+            writer.close()
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        ways = [
+            asyncio.create_task(self._carry_requests(reader, far_writer, target.decode())),
+            asyncio.create_task(self._carry_replies(far_reader, writer)),
+        ]
+        self._carrying.update(ways)
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        self._carrying.difference_update(ways)
+        for each in (writer, far_writer):
+            each.close()
+
+    async def _carry_requests(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
+    ) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(PIECE_BYTES):
+                if self.held_target in ("", target):
+                    await self.requests.wait()
+                writer.write(piece)
+                await writer.drain()
+
+    async def _carry_replies(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(PIECE_BYTES):
+                await self.replies.wait()
+                writer.write(piece)
+                await writer.drain()
+
+
+@asynccontextmanager
+async def running_proxy() -> AsyncIterator[Proxy]:
+    proxy = Proxy()
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.cut()
+        await asyncio.sleep(0)
