@@ -6,10 +6,10 @@ The rules about logs hold for every plane; a scenario adds its own (money, for e
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.errors import HongbaoError
 from hongbao.shards.block import Block, BlockKind, ShardKey, decode_block, position_of
 from hongbao.shards.machine import Machine
+from hongbao.shards.ports import LogStore
 
 END = 1 << 63
 
@@ -53,9 +53,9 @@ class History:
     events: list[str] = field(default_factory=list)
 
 
-async def read_log(memory: MemoryStore, shard: ShardKey) -> list[Block]:
+async def read_log(store: LogStore, shard: ShardKey) -> list[Block]:
     """Return the whole log, straight from the store."""
-    pairs = await memory.scan(shard.log(0), shard.log(END), END)
+    pairs = await store.scan(shard.log(0), shard.log(END), END)
     return [decode_block(data, position=position_of(key)) for key, data in pairs]
 
 
@@ -96,7 +96,7 @@ def check_reader(
 
 
 async def check_derived(
-    memory: MemoryStore, shard: ShardKey, blocks: Sequence[Block], machine: Machine
+    store: LogStore, shard: ShardKey, blocks: Sequence[Block], machine: Machine
 ) -> list[Violation]:
     """Replaying the whole log gives exactly the derived keys that are in the store."""
     found = []
@@ -108,10 +108,10 @@ async def check_derived(
                 found.append(Violation("the log can be replayed", f"{shard}: {error!r}"))
                 return found
             for key, value in machine.derive(entry):
-                if await memory.get(key) != value:
+                if await store.get(key) != value:
                     evidence = f"{shard} block {block.position}: {key!r}"
                     found.append(Violation("derived keys follow from the log", evidence))
-        if await memory.get(shard.applied(block.position)) is None:
+        if await store.get(shard.applied(block.position)) is None:
             evidence = f"{shard} block {block.position}"
             found.append(Violation("every block is applied in the end", evidence))
     return found
