@@ -20,6 +20,8 @@ from tests.bench.bench_open import bench_open
 from tests.bench.bench_open_tikv import ROWS as OPEN_TIKV_ROWS
 from tests.bench.bench_open_tikv import bench_open_tikv
 from tests.bench.bench_shake import bench_shake
+from tests.bench.bench_tikv import ROWS as TIKV_ROWS
+from tests.bench.bench_tikv import bench_tikv
 from tests.bench.results import Result, describe_machine, show_results, write_results
 from tests.bench.scale import Bench, Scale
 
@@ -30,6 +32,7 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
         ("shake_grpc_per_core", "shake_json_per_core", "access_private_mib", "overload_goodput"),
     ),
     "open": (bench_open, ("open_durable_per_core", "credit_p99_s")),
+    "tikv": (bench_tikv, TIKV_ROWS),
     "open_tikv": (bench_open_tikv, OPEN_TIKV_ROWS),
     "failover": (bench_failover, (FAILOVER_ROW,)),
 }
