@@ -65,7 +65,7 @@ async def tikv_contract(
     if kind == "txn":
         pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
     cluster = request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores])
-    made = TikvContract(cluster, STORES[kind])
+    made = TikvContract(cluster, kind)
     yield made
     await made.close()
 
@@ -73,7 +73,8 @@ async def tikv_contract(
 class TikvContract(Contract):
     """Gives each test a namespace: three bytes on our servers, which split only short keys."""
 
-    def __init__(self, cluster: TikvCluster | None, make: Callable[..., Any]) -> None:
+    def __init__(self, cluster: TikvCluster | None, kind: str) -> None:
+        self.kind = kind
         self.cluster = cluster
         if cluster is None:
             self.pd = os.environ[PD_VARIABLE].split(",")
@@ -81,7 +82,7 @@ class TikvContract(Contract):
         else:
             self.pd = cluster.pd_endpoints
             self.namespace = b"%03d" % next(_numbers)
-        super().__init__(make(self.pd, namespace=self.namespace), "")
+        super().__init__(STORES[kind](self.pd, namespace=self.namespace), "")
 
     def key(self, name: str) -> bytes:
         return name.encode()

@@ -5,6 +5,7 @@ moment it opens a channel; so clients need no door for tests.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 
@@ -17,10 +18,12 @@ OTHER_PROXY_VARIABLES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
 class Proxy:
     """Carries bytes both ways; `requests` and `replies` are open until a test clears them.
 
-    Requests are held only to the server that `held_target` names (host:port), if it does.
+    Requests are held only to the server that `held_target` names (host:port), if it does. With
+    `tls` it speaks TLS for servers that have none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.requests = asyncio.Event()
         self.replies = asyncio.Event()
         self.requests.set()
@@ -54,6 +57,10 @@ class Proxy:
             writer.close()
             return
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await writer.drain()
+        if self._tls is not None and not await _secured(writer, self._tls):
+            far_writer.close()
+            return
         ways = [
             asyncio.create_task(self._carry_requests(reader, far_writer, target.decode())),
             asyncio.create_task(self._carry_replies(far_reader, writer)),
@@ -87,8 +94,8 @@ class Proxy:
 
 
 @asynccontextmanager
-async def running_proxy() -> AsyncIterator[Proxy]:
-    proxy = Proxy()
+async def running_proxy(tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
+    proxy = Proxy(tls)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
@@ -97,3 +104,12 @@ async def running_proxy() -> AsyncIterator[Proxy]:
         server.close()
         proxy.cut()
         await asyncio.sleep(0)
+
+
+async def _secured(writer: asyncio.StreamWriter, tls: ssl.SSLContext) -> bool:
+    """Speak TLS from now on; False where the client does not, or shows no certificate."""
+    try:
+        await writer.start_tls(tls)
+    except OSError:
+        return False
+    return True

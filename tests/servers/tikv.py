@@ -5,6 +5,7 @@ started it.
 """
 
 import json
+import signal
 import socket
 import subprocess
 import time
@@ -136,6 +137,13 @@ class TikvCluster:
         kill(process)
         self._processes[index] = None
 
+    def pause_store(self, index: int) -> None:
+        """Stop a store without a word to anyone: its connections stay open."""
+        self._signal(index, signal.SIGSTOP)
+
+    def resume_store(self, index: int) -> None:
+        self._signal(index, signal.SIGCONT)
+
     def stop(self) -> None:
         """Kill everything that runs."""
         for process in [*self._processes, self._pd]:
@@ -186,6 +194,11 @@ class TikvCluster:
     def wait_replicated(self) -> None:
         """Wait until every region has all its replicas."""
         self._wait(f"{min(self.stores, 3)} replicas of every region", self._replicated)
+
+    def _signal(self, index: int, number: signal.Signals) -> None:
+        process = self._processes[index]
+        assert process is not None
+        process.send_signal(number)
 
     def _start(self) -> None:
         self.start_pd()

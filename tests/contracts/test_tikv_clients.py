@@ -1,0 +1,202 @@
+"""What the TiKV adapters promise beside the contract: limits, TLS, endpoints, namespaces, extra."""
+
+import asyncio
+import ssl
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from hongbao.adapters.tikv import HARD_TRY_S_MAX, TikvStore, TikvTls
+from hongbao.adapters.tikv_calls import CALL_S_MAX, IN_FLIGHT_MAX, WAITING_MAX, Turns
+from hongbao.adapters.tikv_txn import TikvTxnStore
+from hongbao.domain.errors import Ambiguous, Overloaded, Rejected, Transient
+from hongbao.shards.ports import VALUE_BYTES_MAX
+
+from tests.contracts.tikv_contracts import NOT_OURS, RAW, TIKV, TXN, TikvContract, tikv_contract
+from tests.servers.certificates import Certificates, make_certificates
+from tests.servers.proxy import running_proxy
+from tests.servers.started import free_port
+
+SLACK_S = 1.0
+
+
+@pytest.fixture(params=[TIKV[0], TXN[0]])
+async def contract(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[TikvContract]:
+    async with tikv_contract(request, tmp_path) as made:
+        yield made
+
+
+async def took_s(call: Callable[[], Awaitable[object]], error: type[Transient]) -> float:
+    """Return how long a call took that must fail."""
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    with pytest.raises(error) as raised:
+        await call()
+    assert raised.type is error
+    return loop.time() - began_s
+
+
+async def test_no_call_waits_for_ever_for_a_store_that_hangs(contract: TikvContract) -> None:
+    """Nobody knows whether the writes happened; what was acknowledged afterwards stays."""
+    cluster, store = contract.cluster, contract.store
+    if cluster is None:
+        pytest.skip(NOT_OURS)
+    await store.create(b"before", b"x")
+    await store.put_many([(b"put", b"x")])
+    cluster.pause_store(0)
+    try:
+        waits_s = await asyncio.gather(
+            took_s(lambda: store.create(b"a", b"first"), Ambiguous),
+            took_s(lambda: store.put_many([(b"put", b"x")]), Ambiguous),
+            took_s(lambda: store.get(b"before"), Transient),
+            took_s(lambda: store.scan(b"a", b"z", 10), Transient),
+        )
+    finally:
+        cluster.resume_store(0)
+    assert max(waits_s) < CALL_S_MAX + SLACK_S
+    if contract.kind == "raw":
+        assert waits_s[0] < 2 * HARD_TRY_S_MAX
+    created = await _until_answered(lambda: store.create(b"a", b"second"))
+    assert await store.get(b"a") == (b"second" if created else b"first")
+
+
+async def test_no_call_waits_for_ever_for_a_cluster_that_is_gone(contract: TikvContract) -> None:
+    gone = type(contract.store)([f"127.0.0.1:{free_port()}"], namespace=b"gone")
+    assert await took_s(lambda: gone.get(b"a"), Transient) < CALL_S_MAX + SLACK_S
+    with pytest.raises(Transient):
+        await gone.create(b"a", b"x")
+    await gone.close()
+
+
+async def test_a_dead_endpoint_does_no_harm(contract: TikvContract) -> None:
+    endpoints = [f"127.0.0.1:{free_port()}", *contract.pd]
+    store = type(contract.store)(endpoints, namespace=contract.namespace)
+    assert await store.create(b"a", b"x") is True
+    await store.close()
+
+
+async def test_namespaces_of_one_cluster_do_not_meet(contract: TikvContract) -> None:
+    other = type(contract.store)(contract.pd, namespace=contract.namespace + b"/other/")
+    assert await contract.store.create(b"a", b"1") is True
+    assert await other.create(b"a", b"2") is True
+    assert await contract.store.get(b"a") == b"1"
+    assert await other.scan(b"", b"z", 10) == [(b"a", b"2")]
+    await other.close()
+
+
+@pytest.mark.parametrize("contract", RAW[:1], indirect=True)
+async def test_a_client_that_is_closed_under_a_call_says_that_nobody_knows(
+    contract: TikvContract,
+) -> None:
+    if contract.cluster is None:
+        pytest.skip(NOT_OURS)
+    store = TikvStore(contract.pd, namespace=contract.namespace)
+    await store.get(b"warm")
+    contract.cluster.pause_store(0)
+    try:
+        creating = asyncio.create_task(store.create(b"a", b"x"))
+        reading = asyncio.create_task(store.get(b"a"))
+        await asyncio.sleep(0.1)
+        await store.close()
+        with pytest.raises(Ambiguous):
+            await creating
+        with pytest.raises(Transient):
+            await reading
+    finally:
+        contract.cluster.resume_store(0)
+    with pytest.raises(Transient):
+        await store.create(b"b", b"x")
+
+
+async def test_calls_beyond_the_bounds_are_shed_before_they_are_sent() -> None:
+    turns, done = Turns(), asyncio.Event()
+
+    async def call() -> None:
+        async with turns.turn():
+            await done.wait()
+
+    calls = [asyncio.create_task(call()) for _ in range(IN_FLIGHT_MAX + WAITING_MAX)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await call()
+    done.set()
+    await asyncio.gather(*calls)
+    await call()
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+def server_side(certificates: Certificates) -> ssl.SSLContext:
+    """Want a client certificate, as a cluster does."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates.ca))
+    context.load_cert_chain(certificates.cert, certificates.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+@pytest.mark.parametrize("contract", RAW[:1], indirect=True)
+async def test_pd_and_stores_are_reached_by_tls_with_a_client_certificate(
+    contract: TikvContract,
+    certificates: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The test servers have no TLS: the proxy on the way to each of them has."""
+    other = make_certificates(tmp_path / "other")
+    good = TikvTls(certificates.ca, certificates.cert, certificates.key)
+    bad = {
+        "none of ours": TikvTls(certificates.ca),
+        "another authority's": TikvTls(certificates.ca, other.cert, other.key),
+        "a server we do not trust": TikvTls(other.ca, certificates.cert, certificates.key),
+    }
+    async with running_proxy(server_side(certificates)) as proxy:
+        with proxy.used(monkeypatch):
+            store = TikvStore(contract.pd, namespace=contract.namespace, tls=good)
+            assert await store.create(b"a", b"x") is True
+            assert await store.scan(b"", b"z", 10) == [(b"a", b"x")]
+            await store.close()
+            for tls in bad.values():
+                store = TikvStore(contract.pd, namespace=contract.namespace, tls=tls)
+                with pytest.raises(Transient):
+                    await store.get(b"a")
+                await store.close()
+
+
+@pytest.mark.parametrize("contract", TXN[:1], indirect=True)
+async def test_a_scan_gets_over_values_that_suddenly_are_large(contract: TikvContract) -> None:
+    """A page grew while values were small; four of the largest are more than a reply holds."""
+    pairs = [(b"%03d" % number, b"small") for number in range(20)]
+    pairs += [(b"%03d" % number, bytes(VALUE_BYTES_MAX)) for number in range(20, 26)]
+    await contract.store.put_many(pairs[:23])
+    await contract.store.put_many(pairs[23:])
+    assert await contract.store.scan(b"", b"z", 1000) == pairs
+
+
+def test_a_missing_extra_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tikv_client.asynchronous", None)
+    with pytest.raises(Rejected, match=r"hongbao\[tikv-txn\]"):
+        TikvTxnStore(["127.0.0.1:2379"])
+
+
+def test_a_process_without_tikv_does_not_load_its_clients() -> None:
+    code = (
+        "import sys, hongbao.cli.main, hongbao.cli.process, hongbao.cli.role, hongbao.cli.stores\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('tikv', 'tikv_client')])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
+
+
+async def _until_answered(call: Callable[[], Awaitable[bool]]) -> bool:
+    async with asyncio.timeout(CALL_S_MAX):
+        while True:
+            try:
+                return await call()
+            except Transient:
+                await asyncio.sleep(0.05)
