@@ -9,7 +9,6 @@ import itertools
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -32,7 +31,7 @@ from hongbao.adapters.etcd_members import (
     Members,
     Refused,
 )
-from hongbao.adapters.etcd_watch import WatchSource, follow
+from hongbao.adapters.etcd_watch import WatchSource, first_change, follow
 from hongbao.adapters.memory import check_fact, check_lease
 from hongbao.domain.errors import Ambiguous, Transient
 from hongbao.proto.etcd import rpc_pb2 as pb
@@ -40,8 +39,6 @@ from hongbao.proto.etcd.kv_pb2 import KeyValue
 from hongbao.shards.ports import Lease, Versioned
 
 LIST_PAGE_KEYS: Final = 256
-READ_BACK_STEPS_MAX: Final = 16
-"""So many later writes of a key are looked behind for one whose reply was lost."""
 CONTENDED_WRITES_MAX: Final = 64
 RENEW_SHARE: Final = 0.125
 """Share of a lease's TTL that one member gets for one attempt at a renewal: holders give the
@@ -207,20 +204,24 @@ class EtcdCoordination:
     ) -> int | None:
         """Return at which revision a write was done that may have been overwritten meanwhile.
 
-        None when all writes behind `after_revision` were someone else's. Raises Ambiguous.
+        It is the first change behind `after_revision`, or never was and never will be: None. Of a
+        creation (0) this is known only while the key lives on. Raises Ambiguous.
         """
-        for _ in range(READ_BACK_STEPS_MAX):
-            if found is None:
-                break
-            if found.mod_revision <= after_revision:
-                return None
-            if stamp_of(found.value) == stamp:
-                return int(found.mod_revision)
-            with suppress(Refused):  # compacted
-                found = await self._get(key, revision=found.mod_revision - 1)
-                continue
-            break
-        raise Ambiguous(f"etcd: whether {key} was written cannot be told")
+        target = self._namespace.key(key)
+        first: KeyValue | None
+        try:
+            if after_revision:
+                first = await first_change(self._members, target, after_revision)
+            else:
+                created = 0 if found is None else found.create_revision
+                first = await self._get(key, revision=created) if created else None
+        except Transient as error:  # also: the history is compacted
+            raise Ambiguous(f"etcd: whether {key} was written cannot be told: {error}") from None
+        if first is not None and stamp_of(first.value) == stamp:
+            return int(first.mod_revision)
+        if after_revision:
+            return None
+        raise Ambiguous(f"etcd: whether {key} was created cannot be told")
 
     async def _get(
         self, key: str, attempt_s: float = ATTEMPT_S_MAX, revision: int = 0

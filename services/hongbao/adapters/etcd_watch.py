@@ -15,7 +15,7 @@ import grpc
 import structlog
 
 from hongbao.adapters.etcd_facts import Namespace, Shown, range_end_of
-from hongbao.adapters.etcd_members import HAS_LEADER, QUIET_S_MAX, Member, Members
+from hongbao.adapters.etcd_members import ATTEMPT_S_MAX, HAS_LEADER, QUIET_S_MAX, Member, Members
 from hongbao.domain.errors import Transient
 from hongbao.proto.etcd import rpc_pb2 as pb
 from hongbao.proto.etcd.kv_pb2 import Event, KeyValue
@@ -67,9 +67,25 @@ async def follow(source: WatchSource, prefix: str, after_revision: int) -> Async
                 yield fact
             after_revision = compacted.revision
         except (_Broken, grpc.aio.AioRpcError) as error:
-            log.debug("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=str(error))
+            text = str(error) if isinstance(error, _Broken) else error.details()
+            log.debug("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=text)
             source.members.leave(member)
             await asyncio.sleep(RETRY_S)
+
+
+async def first_change(members: Members, key: bytes, after_revision: int) -> KeyValue:
+    """Return the first change of a key behind a revision, where there is one. Raises Transient."""
+    request = pb.WatchRequest(
+        create_request=pb.WatchCreateRequest(key=key, start_revision=after_revision + 1)
+    )
+    try:
+        async with (
+            asyncio.timeout(ATTEMPT_S_MAX),
+            aclosing(_revisions(members.preferred, request)) as batches,
+        ):
+            return (await anext(batches))[0].kv
+    except (_Broken, _Compacted, TimeoutError, grpc.aio.AioRpcError) as error:
+        raise Transient(f"etcd: history of {key!r}: {type(error).__name__}") from None
 
 
 async def _bridge(

@@ -85,8 +85,9 @@ class Coordination(Protocol):
     def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         """Yield every later change once and in order; a deletion has an empty value.
 
-        Of changes that lie far back, a store may keep only the last one of each key, so any
-        revision ever seen is good to go on from. It never ends by itself.
+        Of changes that lie far back, a store may keep only the last one of each key, and none of
+        a key that came and went, so any revision ever seen is good to go on from. It never ends
+        by itself.
         """
 
     async def acquire(self, name: str, holder: str, *, ttl_s: float, value: bytes) -> Lease | None:
