@@ -1,7 +1,8 @@
 """Finds, or builds, the store servers that tests run against; says plainly why there are none.
 
-A folder of binaries may be named in the environment; else they are built from the Go modules that
-lie beside the project, once for each version of those, and kept in the user's cache.
+A folder of binaries may be named in the environment; else they are built from Go modules, once for
+each version of those, and kept in the user's cache. The modules of PD, the TiKV-protocol store and
+etcd lie beside the project, that of the S3 server lies here: one can be missing without the other.
 """
 
 import fcntl
@@ -14,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 BINARIES_VARIABLE = "HONGBAO_SERVERS_BIN"
-"""Names a folder with pd-server, rawstore, etcd and etcdctl."""
+"""Names a folder with pd-server, rawstore, etcd, etcdctl, and versitygw for S3."""
 NAMES = ("pd-server", "rawstore", "etcd", "etcdctl")
 SOURCES = Path(__file__).resolve().parents[2].parent / "shared" / "stores"
+S3_NAME = "versitygw"
+S3_SOURCES = Path(__file__).resolve().parent / "s3"
+S3_PACKAGE = "github.com/versity/versitygw/cmd/versitygw"
 BUILD_S_MAX = 1500
 
 
@@ -47,8 +51,48 @@ def found_folder() -> Path | None:
     return candidate
 
 
+def why_no_s3() -> str | None:
+    """Return why no S3 server can be started here, None when one can."""
+    if _s3_place().exists():
+        return None
+    if named := os.environ.get(BINARIES_VARIABLE):
+        return f"no S3 server: {BINARIES_VARIABLE}={named} holds no {S3_NAME}"
+    if shutil.which("go") is None:
+        return f"no S3 server: {BINARIES_VARIABLE} is not set and there is no go to build it"
+    return "the S3 server is not built: run `make servers`"
+
+
+def s3_binary() -> Path:
+    """Return the S3 server; call only when `why_no_s3` has nothing to say."""
+    assert (reason := why_no_s3()) is None, reason
+    return _s3_place()
+
+
 def build(say: Callable[[str], None]) -> None:
     """Build what is missing; say what is done, or why it cannot be."""
+    _build_stores(say)
+    _build_s3(say)
+
+
+def _build_s3(say: Callable[[str], None]) -> None:
+    place, reason = _s3_place(), why_no_s3()
+    if reason is not None and (os.environ.get(BINARIES_VARIABLE) or shutil.which("go") is None):
+        say(f"skipped: {reason}")
+        return
+    if reason is not None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (place.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not place.exists():
+                say("building the S3 server: some minutes, once")
+                partial = place.with_name(f".{S3_NAME}")  # a build that was killed is not used
+                command = ["go", "build", "-o", str(partial), S3_PACKAGE]
+                subprocess.run(command, cwd=S3_SOURCES, check=True, timeout=BUILD_S_MAX)
+                partial.rename(place)
+    say(f"S3 server: {place}")
+
+
+def _build_stores(say: Callable[[str], None]) -> None:
     reason, cache = why_not(), _cache()
     if reason is None:
         say(f"store servers: {folder()}")
@@ -66,13 +110,21 @@ def build(say: Callable[[str], None]) -> None:
     say(f"store servers: {folder()}")
 
 
-@functools.cache
+def _s3_place() -> Path:
+    """Return where the S3 server is, or would be once it is built."""
+    named = os.environ.get(BINARIES_VARIABLE)
+    return (Path(named) if named else _cache_of(S3_SOURCES)) / S3_NAME
+
+
 def _cache() -> Path | None:
+    return _cache_of(SOURCES) if SOURCES.is_dir() else None
+
+
+@functools.cache
+def _cache_of(sources: Path) -> Path:
     """Return the folder for binaries of just these sources."""
-    if not SOURCES.is_dir():
-        return None
     digest = hashlib.sha256()
-    for path in sorted(path for path in SOURCES.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(SOURCES)}\n".encode() + path.read_bytes())
+    for path in sorted(path for path in sources.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(sources)}\n".encode() + path.read_bytes())
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "hongbao-servers" / digest.hexdigest()[:16]
