@@ -8,12 +8,13 @@ from pathlib import Path
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.lmdb import LmdbStore
-from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import RunDir
+from hongbao.cli.run_objects import run_objects
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Campaign
+from hongbao.domain.objects import ObjectStore
 from hongbao.shards.ports import Coordination, LogStore
 
 DEFAULT_RUN = Path("out/run")
@@ -28,7 +29,7 @@ class Stores:
     campaign: Campaign
     log_store: LogStore
     coordination: Coordination
-    objects: ObstoreObjects
+    objects: ObjectStore
     ledger_url: str
     live: bool  # the run's own store process answers
 
@@ -57,7 +58,7 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
             campaign=campaign,
             log_store=store,
             coordination=store,
-            objects=folder_objects(run.objects),
+            objects=run_objects(run, settings),
             ledger_url=run.ledger_url(settings),
             live=live,
         )

@@ -1,0 +1,90 @@
+"""Owns where a run's objects are: its own folder, or a store that all machines of a run reach.
+
+Minting and verifying always work in the run's folder; a remote store gets what is minted there, and
+readers keep local copies of what they must map.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from hongbao.adapters.cached_objects import CachedObjects
+from hongbao.adapters.folder_objects import FolderObjects
+from hongbao.adapters.obstore import open_objects
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
+from hongbao.domain import manifest as manifests
+from hongbao.domain.manifest import Manifest
+from hongbao.domain.objects import ObjectStore
+from hongbao.domain.plan import MintPlan
+from hongbao.mint.scheme import finished_scheme
+
+HASH_CHUNK_BYTES: Final = 1 << 20
+
+
+def run_objects(run: RunDir, settings: UpSettings) -> ObjectStore:
+    """Open the objects of a run; connects lazily."""
+    if settings.objects_url is None:
+        return FolderObjects(run.objects)
+    remote = open_objects(settings.objects_url, settings.objects_endpoint)
+    return CachedObjects(remote, run.cache("objects"))
+
+
+async def upload_scheme(
+    run: RunDir,
+    settings: UpSettings,
+    manifest: Manifest,
+    step: Callable[[int, int], None] = lambda done, whole: None,
+) -> None:
+    """Bring a scheme that is minted in the run's folder to a remote store; a no-op without one.
+
+    Safe to repeat: what is there stays and is not sent again. The manifest goes last: where it
+    stands, everything it names stands too. Raises Rejected when other bytes are there.
+    """
+    if settings.objects_url is None:
+        return
+    objects = run_objects(run, settings)
+    names = [*(file.name for file in manifest.files), manifest.amounts.name]
+    names.append(manifests.signature_name(manifest.campaign, manifest.scheme_number))
+    names.append(manifests.manifest_name(manifest.campaign, manifest.scheme_number))
+    for done, name in enumerate(names):
+        step(done, len(names))
+        await objects.put_file_new(name, run.objects / name)
+    step(len(names), len(names))
+
+
+async def upload_minted(
+    run: RunDir, settings: UpSettings, plan: MintPlan, verify_key: bytes
+) -> None:
+    """Bring a plan's scheme to a remote store if it is minted in the run's folder."""
+    if settings.objects_url is None:
+        return
+    if manifest := finished_scheme(plan, verify_key, run.objects):
+        await upload_scheme(run, settings, manifest)
+
+
+async def local_amounts(run: RunDir, settings: UpSettings, manifest: Manifest) -> Path:
+    """Return a local path of a scheme's amounts, fetched when needed; readers check its hash.
+
+    A copy that is not what was minted is fetched once more. Raises NotFound, Transient, Corrupt.
+    """
+    table = manifest.amounts
+    if settings.objects_url is None:
+        return run.objects / table.name
+    path = run.cache("amounts") / f"{manifest.scheme_number}-{table.sha256[:16]}.bin"
+    if not await asyncio.to_thread(_has_hash, path, table.sha256):
+        await run_objects(run, settings).fetch(table.name, path)
+    return path
+
+
+def _has_hash(path: Path, sha256: str) -> bool:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+    except FileNotFoundError:
+        return False
+    return digest.hexdigest() == sha256
