@@ -11,11 +11,13 @@ import io
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from hongbao.domain.errors import NotFound, Rejected, Transient
+
+READABLE: Final = 0o644
 
 
 class FolderObjects:
@@ -43,11 +45,12 @@ class FolderObjects:
 
     async def put_new(self, name: str, data: bytes) -> None:
         """Create the object; the same bytes again are a no-op, others raise Rejected."""
-        await self._create(name, lambda: io.BytesIO(data))
+        await self._create(name, io.BytesIO(data))
 
     async def put_file_new(self, name: str, path: Path) -> None:
         """Create the object from a file; else like `put_new`."""
-        await self._create(name, lambda: path.open("rb"))
+        with path.open("rb") as source:
+            await self._create(name, source)
 
     async def names(self, prefix: str) -> list[str]:
         """Return the names below a prefix of whole segments, sorted."""
@@ -61,19 +64,19 @@ class FolderObjects:
                 if not file.startswith("."):
                     yield (Path(folder) / file).relative_to(self._folder).as_posix()
 
-    async def _create(self, name: str, open_source: Callable[[], BinaryIO]) -> None:
+    async def _create(self, name: str, source: BinaryIO) -> None:
         with _translated(name):
-            same = await asyncio.to_thread(_create_durably, self.path(name), open_source)
+            same = await asyncio.to_thread(_create_durably, self.path(name), source)
             await asyncio.to_thread(_sync_folders, self.path(name).parent, self._folder)
         if not same:
             raise Rejected(f"object {name!r} exists with other bytes", field="name")
 
 
-def _create_durably(final: Path, open_source: Callable[[], BinaryIO]) -> bool:
+def _create_durably(final: Path, source: BinaryIO) -> bool:
     """Give the bytes their name, whole; return whether the name holds just these bytes."""
     final.parent.mkdir(parents=True, exist_ok=True)
     with _partial(final) as partial:
-        with open_source() as source, partial.open("wb") as file:
+        with partial.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
@@ -95,6 +98,7 @@ def _copy_whole(source: Path, final: Path) -> None:
 def _partial(final: Path) -> Iterator[Path]:
     """Give a file beside the final one that nobody else has; it does not stay."""
     handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
+    os.fchmod(handle, READABLE)  # mkstemp's mode keeps out the roles that run as other users
     os.close(handle)
     try:
         yield Path(name)

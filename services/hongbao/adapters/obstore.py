@@ -42,6 +42,8 @@ PUT_BYTES_MAX: Final = 5 << 30
 QUICK_BYTES_MAX: Final = 4 << 20
 """Up to here an upload is one quick request; a larger one gets PUT_S_MAX."""
 CHUNK_BYTES: Final = 1 << 20
+DEBUG_TAIL: Final = "\n\nDebug source:"
+"""What obstore adds to its messages: a page of Rust structures."""
 
 CONNECT_S_MAX: Final = 3.0
 STALL_S_MAX: Final = 5.0
@@ -177,7 +179,8 @@ class S3Objects:
         except AlreadyExistsError:
             raise
         except (BaseError, OSError) as error:  # refused credentials too: a person can mend them
-            raise Transient(f"object {name!r} in {self._url}: {error}") from error
+            said = str(error).partition(DEBUG_TAIL)[0]
+            raise Transient(f"object {name!r} in {self._url}: {said}") from error
 
 
 def _open_store(url: str, endpoint: str | None, limits: "ClientConfig") -> S3Store:

@@ -16,10 +16,10 @@ from hongbao.adapters.obstore import open_objects
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain import manifest as manifests
+from hongbao.domain.errors import NotFound
+from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest
 from hongbao.domain.objects import ObjectStore
-from hongbao.domain.plan import MintPlan
-from hongbao.mint.scheme import finished_scheme
 
 HASH_CHUNK_BYTES: Final = 1 << 20
 
@@ -55,14 +55,17 @@ async def upload_scheme(
     step(len(names), len(names))
 
 
-async def upload_minted(
-    run: RunDir, settings: UpSettings, plan: MintPlan, verify_key: bytes
-) -> None:
-    """Bring a plan's scheme to a remote store if it is minted in the run's folder."""
-    if settings.objects_url is None:
-        return
-    if manifest := finished_scheme(plan, verify_key, run.objects):
-        await upload_scheme(run, settings, manifest)
+async def minted_here(
+    run: RunDir, campaign: CampaignId, scheme_number: int, verify_key: bytes
+) -> Manifest | None:
+    """Return the verified manifest of a scheme in the run's own folder. Raises Corrupt."""
+    here = FolderObjects(run.objects)
+    try:
+        data = await here.get(manifests.manifest_name(campaign, scheme_number))
+        signature = await here.get(manifests.signature_name(campaign, scheme_number))
+    except NotFound:
+        return None
+    return manifests.parse_manifest(data, signature, verify_key)
 
 
 async def local_amounts(run: RunDir, settings: UpSettings, manifest: Manifest) -> Path:
