@@ -20,7 +20,7 @@ from hongbao.cipher.keyring import (
 )
 from hongbao.cli.late_edit import read_late_edit
 from hongbao.cli.run_dir import RunDir
-from hongbao.cli.run_objects import upload_scheme
+from hongbao.cli.run_objects import any_minted, upload_scheme
 from hongbao.cli.settings import UpSettings
 from hongbao.client.identity import TestIdentity
 from hongbao.domain.campaign import Campaign
@@ -91,7 +91,8 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
     run.path.mkdir(parents=True, exist_ok=True)
     edit = read_late_edit(run)
     plans = edit.record.plans if edit else _plan(settings, campaign)
-    settle_keys(run, campaign, [plan for plan in plans if not _verified_stamp(run, plan).exists()])
+    unminted = [plan for plan in plans if not _verified_stamp(run, plan).exists()]
+    settle_keys(run, settings, campaign, unminted)
     _make_issuer(run, settings)
     can_mint = (run.keys / "mint.keys").exists()  # it may lie offline once all is minted
     keyring = role_keyring(run, "mint" if can_mint else "redeem")
@@ -124,7 +125,9 @@ def _plan(settings: UpSettings, campaign: Campaign) -> tuple[MintPlan, ...]:
     )
 
 
-def settle_keys(run: RunDir, campaign: Campaign, unminted: Sequence[MintPlan]) -> None:
+def settle_keys(
+    run: RunDir, settings: UpSettings, campaign: Campaign, unminted: Sequence[MintPlan]
+) -> None:
     """Have every key file that this start needs; make them only where nothing is minted yet.
 
     Raises Rejected that names what is missing: keys made anew could open nothing that is minted.
@@ -134,8 +137,7 @@ def settle_keys(run: RunDir, campaign: Campaign, unminted: Sequence[MintPlan]) -
     missing = [role for role in ROLES if not (run.keys / f"{role}.keys").exists()]
     if not missing or (missing == ["mint"] and not unminted):
         return
-    begun = list((run.objects / campaign.campaign).glob("*/manifest.json"))
-    if len(missing) < len(ROLES) or begun:
+    if len(missing) < len(ROLES) or asyncio.run(any_minted(run, settings, campaign.campaign)):
         names = ", ".join(f"{role}.keys" for role in missing)
         raise Rejected(f"{run.keys} lacks {names}: bring back what was made with the rest")
     _make_keys(run, campaign)

@@ -55,6 +55,13 @@ async def upload_scheme(
     step(len(names), len(names))
 
 
+async def any_minted(run: RunDir, settings: UpSettings, campaign: CampaignId) -> bool:
+    """Say whether a scheme of the campaign is minted, here or in the remote store."""
+    stores = [FolderObjects(run.objects), run_objects(run, settings)]
+    names = [name for store in stores for name in await store.names(campaign)]
+    return any(name.endswith("/manifest.json") for name in names)
+
+
 async def minted_here(
     run: RunDir, campaign: CampaignId, scheme_number: int, verify_key: bytes
 ) -> Manifest | None:
