@@ -22,6 +22,8 @@ from hongbao.domain.manifest import Manifest
 from hongbao.domain.objects import ObjectStore
 
 HASH_CHUNK_BYTES: Final = 1 << 20
+UPLOADS_MAX: Final = 4
+"""Objects on their way at once: a store gives one stream less than a network can carry."""
 
 
 def run_objects(run: RunDir, settings: UpSettings) -> ObjectStore:
@@ -36,23 +38,30 @@ async def upload_scheme(
     run: RunDir,
     settings: UpSettings,
     manifest: Manifest,
-    step: Callable[[int, int], None] = lambda done, whole: None,
+    progress: Callable[[int, int], None] = lambda done, whole: None,
 ) -> None:
     """Bring a scheme that is minted in the run's folder to a remote store; a no-op without one.
 
     Safe to repeat: what is there stays and is not sent again. The manifest goes last: where it
-    stands, everything it names stands too. Raises Rejected when other bytes are there.
+    stands, everything it names stands too. Raises Rejected when other bytes are there. `progress`
+    receives (packets there, packets in all).
     """
     if settings.objects_url is None:
         return
-    objects = run_objects(run, settings)
-    names = [*(file.name for file in manifest.files), manifest.amounts.name]
-    names.append(manifests.signature_name(manifest.campaign, manifest.scheme_number))
-    names.append(manifests.manifest_name(manifest.campaign, manifest.scheme_number))
-    for done, name in enumerate(names):
-        step(done, len(names))
-        await objects.put_file_new(name, run.objects / name)
-    step(len(names), len(names))
+    objects, slots, done = run_objects(run, settings), asyncio.Semaphore(UPLOADS_MAX), 0
+
+    async def upload(name: str, packets: int = 0) -> None:
+        nonlocal done
+        async with slots:
+            await objects.put_file_new(name, run.objects / name)
+        done += packets
+        progress(done, manifest.packets)
+
+    progress(0, manifest.packets)
+    files = [upload(file.name, file.count) for file in manifest.files]
+    await asyncio.gather(*files, upload(manifest.amounts.name))
+    await upload(manifests.signature_name(manifest.campaign, manifest.scheme_number))
+    await upload(manifests.manifest_name(manifest.campaign, manifest.scheme_number))
 
 
 async def any_minted(run: RunDir, settings: UpSettings, campaign: CampaignId) -> bool:
