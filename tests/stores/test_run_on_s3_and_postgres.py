@@ -26,7 +26,7 @@ BUCKET, PREFIX = "rain", "stormy/evening"
 URL = f"s3://{BUCKET}/{PREFIX}"
 OPENED_MIN = 500
 CREDIT_S_MAX = 10.0  # from a ledger that is back: settlement's longest pause is 2 s
-REFUSED, REFUSED_S_MAX = "ticket_file_refused", 20.0
+REFUSED, REFUSED_S_MAX = "ticket_file_refused", 60.0  # Envoy starts anew: 20 s at load 9
 
 reason = s3.why_not() or postgres.why_not()
 pytestmark = [
@@ -52,7 +52,7 @@ class Servers:
     async def _lose_objects(self, stage: Stage) -> None:
         """Lose the bucket, then a gateway with its disk, an owner of claims and a settler."""
         up, facts = stage.up, stage.notes.facts
-        await stage.at(0, 0.1 + 0.1 * stage.draw())
+        await stage.at(0, 0.1 + 0.05 * stage.draw())
         await asyncio.to_thread(self.objects.kill)
         facts["objects_lost_at_ms"] = up.clock.wall_ms()
         shutil.rmtree(up.run.cache("access-a-0"))
@@ -99,7 +99,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def evening(servers: Servers) -> Iterator[Evening]:
     plot = Plot(
         SEED,
-        seconds=24.0,
+        seconds=32.0,
         packets_a_slot=6_000,
         rate=250.0,
         users=600,
