@@ -23,7 +23,7 @@ $(VENV)/.stamp: requirements/dev.txt pyproject.toml
 demo: setup ## play a short New Year's Eve on embedded parts; the last line is JSON
 	$(RUN)/hongbao demo
 
-servers: setup ## build the store servers (PD, TiKV protocol, etcd) that some tests run against
+servers: setup ## build the store servers (PD, TiKV protocol, etcd, S3) that some tests run against
 	$(RUN)/python -m tests.servers build
 
 demo-stores: servers ## the demo on TiKV x3, etcd x3, S3 and PostgreSQL, with those killed too

@@ -4,10 +4,13 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 BINARIES = Path("/usr/lib/postgresql")
@@ -29,9 +32,55 @@ def why_not() -> str | None:
     return None
 
 
+@dataclass
+class Cluster:
+    """Is a PostgreSQL server on a folder of its own, on a port that it keeps over restarts."""
+
+    folder: Path
+    user: str | None
+    port: int = field(default_factory=lambda: _free_port())
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://hongbao@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Serve; returns once it takes connections, after whatever recovery a kill made needed."""
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
+        self._control("-o", options, "-l", self.folder / "log", "-t", START_S_MAX, "-w", "start")
+
+    def stop(self) -> None:
+        self._control("-m", "immediate", "-w", "stop")
+
+    def kill(self) -> None:
+        """Kill -9 the server and every backend at once.
+
+        What was committed outlives it even without fsync, because the machine stays up.
+        """
+        pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for each in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+        while _lives(pid):
+            time.sleep(0.01)
+
+    def _control(self, *options: object) -> None:
+        binaries = find_binaries()
+        assert binaries is not None
+        _run(self.user, binaries / "pg_ctl", "-D", self.folder / "data", *options)
+
+
 @contextlib.contextmanager
 def running_cluster() -> Iterator[str]:
     """Yield the URL of a fresh cluster on a loopback port; stop and remove it afterwards."""
+    with started_cluster() as cluster:
+        yield cluster.url
+
+
+@contextlib.contextmanager
+def started_cluster() -> Iterator[Cluster]:
+    """Yield a fresh cluster that a test may kill and start; stop and remove it afterwards."""
     binaries = find_binaries()
     assert binaries is not None
     user = _unprivileged() if os.geteuid() == 0 else None
@@ -40,16 +89,21 @@ def running_cluster() -> Iterator[str]:
         if user is not None:
             shutil.chown(folder, user)
         _run(user, binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "hongbao", "-N")
-        port = _free_port()
-        options = f"-h 127.0.0.1 -p {port} -k {folder} -c fsync=off"
-        control = (binaries / "pg_ctl", "-D", folder / "data")
-        _run(user, *control, "-o", options, "-l", folder / "log", "-t", START_S_MAX, "-w", "start")
+        cluster = Cluster(folder, user)
+        cluster.start()
         try:
-            yield f"postgresql://hongbao@127.0.0.1:{port}/postgres"
+            yield cluster
         finally:
-            _run(user, *control, "-m", "immediate", "-w", "stop")
+            cluster.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    """Say whether a process still runs: a zombie does not, whoever its parent is."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
 
 
 def _run(user: str | None, *command: object) -> None:

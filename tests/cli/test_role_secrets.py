@@ -18,8 +18,9 @@ from hongbao.cipher.keyring import (
     write_role_keyring,
 )
 from hongbao.cli import prepare
-from hongbao.cli.child_environ import KEY_FILES, child_environ
+from hongbao.cli.child_environ import KEY_FILES, child_environ, objects_environ
 from hongbao.cli.run_dir import ProcessSpec, RunDir
+from hongbao.cli.settings import UpSettings
 from hongbao.cli.supervisor import Supervisor
 from hongbao.domain.errors import Rejected
 from hongbao.domain.ids import CampaignId, KeyId
@@ -92,6 +93,16 @@ def test_a_process_is_handed_its_own_secret_and_no_other(run: RunDir, role: str)
     if role != "store":
         wanted["HONGBAO_ROLE_PASSPHRASE"] = role_passphrase(OPERATORS, KEY_FILES[role])
     assert environ == wanted
+
+
+@pytest.mark.parametrize("role", ["store", "access", "redeem", "settle"])
+def test_only_who_reads_objects_in_s3_is_handed_the_credentials_for_it(role: str) -> None:
+    aws = {name: value for name, value in OUTSIDE.items() if name.startswith("AWS_")}
+    assert aws
+    here = UpSettings(campaign=Path("campaign.yaml"))
+    assert objects_environ(OUTSIDE, here, role) == {}
+    there = here.model_copy(update={"objects_url": "s3://rain/evening"})
+    assert objects_environ(OUTSIDE, there, role) == ({} if role == "store" else aws)
 
 
 async def test_the_operators_passphrase_does_not_reach_a_process(run: RunDir) -> None:

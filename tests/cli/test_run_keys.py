@@ -45,7 +45,7 @@ def prepare_again(settings: UpSettings) -> prepare.Prepared:
 
 def settle(settings: UpSettings, folder: Path) -> set[str]:
     run = RunDir(folder)
-    prepare.settle_keys(run, require_campaign(settings.campaign), [])
+    prepare.settle_keys(run, settings, require_campaign(settings.campaign), [])
     return {path.name for path in run.keys.iterdir()} - {"passphrase"}
 
 

@@ -1,5 +1,6 @@
 """Late edits on a run that plays: minted first, then placed, then active, then remembered."""
 
+import asyncio
 import dataclasses
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ from hongbao.cli.campaign import app
 from hongbao.cli.documents import plan_timeline
 from hongbao.cli.late_edit import read_late_edit, run_campaign
 from hongbao.cli.run_dir import ProcessSpec, RunDir
+from hongbao.cli.run_objects import minted_here, upload_scheme
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.assignment import AccessPod, Assignment, plan_assignment
 from hongbao.domain.campaign import Campaign
@@ -31,7 +33,7 @@ from tests.funding.files import (
     small_files,
     swapped,
 )
-from tests.funding.minted_run import mint_into, minted_run
+from tests.funding.minted_run import mint_into, minted_run, small_keyring
 
 ONE, TWO = SlotNumber(1), SlotNumber(2)
 PODS = (AccessPod(1, "access-a-0", "a"), AccessPod(2, "access-b-0", "b"))
@@ -286,6 +288,35 @@ def test_an_edit_in_force_is_remembered_and_only_built_upon(
     ):
         result = run(app, refused)
         assert type(result.exception).__name__ == "Rejected", result.output
+
+
+def test_activation_brings_what_is_minted_to_a_remote_object_store(
+    run_dir: RunDir, tmp_path: Path
+) -> None:
+    """What the run started with is there already: `up` brought it."""
+    settings, specs = run_dir.read_specs()
+    remote = tmp_path / "remote"
+    there = settings.model_copy(update={"objects_url": str(remote)})
+    run_dir.write_specs(there, specs)
+    for plan in PLANS:
+        key, number = small_keyring().verify_key, plan.scheme_number
+        minted = asyncio.run(minted_here(run_dir, plan.campaign, number, key))
+        assert minted is not None
+        asyncio.run(upload_scheme(run_dir, there, minted))
+    at_run = ["--run", str(run_dir.path)]
+    assert run(app, ["activate", str(tmp_path / "before"), "1", *at_run]).exit_code == 0
+    edited = write_files(tmp_path / "edited", **LATE)
+    switch = ["activate", str(edited), "main", "--plans", str(planned(run_dir, edited)), *at_run]
+    refused = run(app, [*switch, "--slot", "2", "--json"])
+    assert "not minted" in json.loads(refused.stdout)["problems"][0]["message"]
+    mint_into(run_dir.objects, [NEW])
+    for _ in range(2):
+        assert run(app, [*switch, "--slot", "2"]).exit_code == 0
+        for file in ("manifest.json", "manifest.sig", "amounts.bin"):
+            (name,) = (run_dir.objects / BEFORE.campaign / "3").glob(file)
+            assert (remote / BEFORE.campaign / "3" / file).read_bytes() == name.read_bytes()
+        minted = sorted((run_dir.objects / BEFORE.campaign / "3").rglob("*.hbt"))
+        assert len(minted) == len(list((remote / BEFORE.campaign / "3").rglob("*.hbt"))) > 0
 
 
 def test_plans_of_an_edit_have_the_shards_of_the_record(run_dir: RunDir, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ left afterwards (promises to clients, log, ledger, audit) is read by nobody but 
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 import sqlite3
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
 from hongbao.api.switches import Setting, find_switch
 from hongbao.cli.audit import audit_run
 from hongbao.cli.documents import plan_timeline
@@ -58,10 +60,12 @@ class Plot:
     ticket_shards: int = 4
     lease_ttl_s: float = 1.0
     webhook_url: str | None = None
+    refund: bool = False
+    """Closes the evening and returns what nobody claimed, before the audit."""
     drain_s: float = 8.0
     environ: Callable[[ProcessSpec], Mapping[str, str]] | None = None
     stores: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of stores other than the embedded ones: tikv, etcd, objects_url."""
+    """Settings of stores other than the embedded ones: tikv, etcd, objects_url, ledger_url."""
     spoil: Callable[[RunDir, Prepared], None] | None = None
     """Breaks files after they were minted and verified."""
 
@@ -183,6 +187,8 @@ async def _play(
         for role in ("access", "redeem"):
             await up.supervisor.drain(up.of(role=role))
         await _catch_up(up)
+        if plot.refund:
+            await hongbao("fund", "refund", "--grace-s", "0", "--run", str(run.path))
     acknowledged = list(read_acknowledged(promises))
     report = await audit_run(run.path, [one.packet for one in acknowledged])
     return Evening(
@@ -273,11 +279,13 @@ def count_quarantined(run: RunDir) -> int:
 
 
 def query(run: RunDir, sql: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(run.path / "ledger.db", timeout=30)
-    try:
-        return connection.execute(sql).fetchall()
-    finally:
-        connection.close()
+    """Ask the run's ledger, by a driver alone."""
+    url = run.ledger_url(run.read_specs()[0])
+    if url.startswith("postgresql"):
+        with psycopg.connect(url) as connection:
+            return connection.execute(sql).fetchall()
+    with contextlib.closing(sqlite3.connect(run.path / "ledger.db", timeout=30)) as file:
+        return file.execute(sql).fetchall()
 
 
 async def hongbao(*arguments: str, expect: int | None = 0) -> str:

@@ -16,7 +16,7 @@ import structlog
 from hongbao.access.limits import AccessLimits
 from hongbao.access.pod import AccessPod, PodIdentity, PodKeys, PodStores
 from hongbao.adapters.clock import SystemClock
-from hongbao.adapters.obstore import folder_objects
+from hongbao.adapters.folder_objects import FolderObjects
 from hongbao.adapters.store_client import StoreClient
 from hongbao.cipher.derive import binding_key
 from hongbao.client.identity import TestIdentity
@@ -64,7 +64,7 @@ async def _shake(epoch: int, folder: Path) -> None:
             keyring.verify_key,
             json.loads(TestIdentity.generate().jwks()),
         ),
-        PodStores(folder_objects(folder / "objects"), store, store, folder / "cache"),
+        PodStores(FolderObjects(folder / "objects"), store, store, folder / "cache"),
         wall_ms=clock.wall_ms,
         monotonic_s=clock.monotonic_s,
         limits=LIMITS,

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.servers.s3 import S3Server
 
 from tests import postgres
-from tests.servers import binaries
+from tests.servers import binaries, s3
 from tests.servers.etcd import EtcdCluster
+from tests.servers.s3 import S3Server
 from tests.servers.tikv import OUR_KEYS, TikvCluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,6 +28,7 @@ DOWN_S = {"tikv-leader": 3.0, "etcd-leader": 3.0, "pd": 0.5}
 """A killed server is started again after this, as a cluster would. The test store asks PD for a
 timestamp at each write, which TiKV's raw API does not: longer without PD shows only that."""
 WISH_S_MAX = 15.0
+BUCKET = "red-packets"
 POLL_S = 0.02
 
 FAULTS = (
@@ -57,7 +58,8 @@ class Servers:
             "lease_ttl_s": 2.0,  # etcd grants no less
             "tikv": {"pd": self.tikv.pd_endpoints},
             "etcd": {"endpoints": self.etcd.endpoints},
-            "objects_url": self.s3.url,
+            "objects_url": f"s3://{BUCKET}/demo",
+            "objects_endpoint": self.s3.endpoint,
             "ledger_url": self.ledger_url,
         }
 
@@ -88,7 +90,7 @@ class Servers:
 
 def why_not() -> str | None:
     """Return why the evening cannot be played here."""
-    return binaries.why_not() or S3Server.why_not() or postgres.why_not()
+    return binaries.why_not() or s3.why_not() or postgres.why_not()
 
 
 @contextlib.contextmanager
@@ -100,7 +102,7 @@ def running_servers(folder: Path) -> Iterator[Servers]:
         yield Servers(
             stack.enter_context(TikvCluster(folder / "tikv", stores=3)),
             stack.enter_context(EtcdCluster(folder / "etcd", members=3)),
-            stack.enter_context(S3Server(folder / "s3")),
+            stack.enter_context(s3.running_s3(folder / "s3", BUCKET)),
             stack.enter_context(postgres.running_cluster()),
         )
 
@@ -135,7 +137,7 @@ async def _play(servers: Servers, folder: Path, arguments: list[str], faults: Pa
 
 
 def _environ(servers: Servers) -> dict[str, str]:
-    return {**os.environ, **servers.s3.environ}
+    return {**os.environ, **servers.s3.environ()}
 
 
 async def _grant_wishes(servers: Servers, folder: Path) -> None:

@@ -52,7 +52,7 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Serve; returns once it listens."""
+        """Serve; returns once it listens. The kernel ends the server with the calling thread."""
         self.folder.mkdir(parents=True, exist_ok=True)
         address = ("--port", f"127.0.0.1:{self.port}", "--region", REGION)
         with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:

@@ -1,6 +1,8 @@
 """Holds every ledger to one contract: in memory, on SQLite, on PostgreSQL."""
 
+import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -183,3 +185,13 @@ def test_a_database_that_is_gone_is_transient(postgres_url: str) -> None:
     )
     with pytest.raises(Transient):
         SqlLedger(engine).position(0)
+
+
+def test_a_database_that_takes_connections_and_says_nothing_is_transient() -> None:
+    """A frozen server or a lost machine: settlement must come to its next try by itself."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        engine = sql.open_engine(f"postgresql://me@127.0.0.1:{silent.getsockname()[1]}/rain")
+        began_s = time.monotonic()
+        with pytest.raises(Transient, match="timeout"):
+            SqlLedger(engine).position(0)
+    assert time.monotonic() - began_s < 3 * int(sql.POSTGRES_LIMITS["connect_timeout"])

@@ -23,6 +23,13 @@ SQLITE_PRAGMAS: Final = (
     "cache_size=-65536",  # 64 MiB
     "wal_autocheckpoint=8000",  # pages; a checkpoint for each few postings, not for each
 )
+POSTGRES_LIMITS: Final = {  # a server whose machine is gone sends no word; the URL may say others
+    "connect_timeout": 5,  # s
+    "keepalives_idle": 10,  # s
+    "keepalives_interval": 5,  # s
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,  # ms
+}
 
 # SQLite keeps a table by its INTEGER key only when the type has exactly that name.
 Id: Final = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -121,7 +128,9 @@ def open_engine(url: str) -> sa.Engine:
     """Return an engine on `sqlite:///path` or `postgresql+psycopg://…`; connects lazily."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+        parsed = parsed.set(drivername="postgresql+psycopg")
+        limits = {name: n for name, n in POSTGRES_LIMITS.items() if name not in parsed.query}
+        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=limits)
     if parsed.get_backend_name() != "sqlite":
         raise Rejected(f"a ledger lives in SQLite or PostgreSQL, not in {url}", field="ledger_url")
     engine = sa.create_engine(parsed)

@@ -19,6 +19,7 @@ from hongbao.cli.activation import LEAD_MS, Activation, Deployment, activate_sch
 from hongbao.cli.campaign_input import load_campaign, read_files
 from hongbao.cli.process import read_manifests
 from hongbao.cli.run_dir import RunDir, access_pods
+from hongbao.cli.run_objects import minted_here, upload_scheme
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.campaign_file import read_campaign
 from hongbao.domain.errors import Corrupt
@@ -170,6 +171,9 @@ def activate(
     Refused when the scheme is not minted into the run's objects, when a slot has opened, or when
     the active slots together would spend more than a sponsor's deposit.
 
+    Where the run's objects are remote (settings: objects_url), a scheme that `hongbao mint --out`
+    and `hongbao verify` left in RUN/objects is uploaded first: what is there stays as it is.
+
     With --plans, FILE is a late edit: its budget and slot times replace those that the run plays,
     from now on and after a restart. Safe to repeat.
 
@@ -217,11 +221,16 @@ async def _activate(
         verify_key = read_public_key(opened.run.keys / "access.keys")
         try:
             manifests = await read_manifests(opened.objects, campaign.campaign, verify_key)
+            here = await minted_here(opened.run, campaign.campaign, number, verify_key)
         except Corrupt as error:
             return Activation({}, {}, 0, (Problem("", 0, "objects", str(error)),))
+        if here is not None and number not in {one.scheme_number for one in manifests}:
+            manifests.append(here)
         shards = opened.settings.claims_shards
         if problems := check_minted(manifests, record.plans, number, shards):
             return Activation({}, {}, 0, tuple(problems))
+        if here is not None:  # checked before: what is in a remote store stays as it is
+            await upload_scheme(opened.run, opened.settings, here)
         manifest = next(one for one in manifests if one.scheme_number == number)
         pods = access_pods(opened.run.read_specs()[1])
         return await activate_scheme(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from hongbao.cipher.keyring import Role, role_passphrase
 from hongbao.cli.prepare import ROLE_PASSPHRASE_VARIABLE, passphrase
 from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import UpSettings
 
 KEY_FILES: Mapping[str, Role] = {"redeem": "redeem", "access": "access", "settle": "access"}
 """Whose key file each role reads; settle needs only the public key in it, the store needs none."""
@@ -15,6 +16,8 @@ ROLE_PREFIXES: Mapping[str, tuple[str, ...]] = {
     "settle": ("PG", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 }
 """What only one role needs: settle reaches the ledger and the payment backend."""
+OBJECTS_PREFIXES = ("AWS_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+OBJECTS_ROLES = frozenset({"access", "redeem", "settle"})
 
 
 def child_environ(environ: Mapping[str, str], run: RunDir, role: str) -> dict[str, str]:
@@ -29,3 +32,15 @@ def child_environ(environ: Mapping[str, str], run: RunDir, role: str) -> dict[st
     if role in KEY_FILES:
         kept[ROLE_PASSPHRASE_VARIABLE] = role_passphrase(passphrase(run), KEY_FILES[role])
     return kept
+
+
+def objects_environ(environ: Mapping[str, str], settings: UpSettings, role: str) -> dict[str, str]:
+    """Return what a role needs to read objects in S3; nothing where they are in a folder.
+
+    On one machine these are the operator's own credentials, which may write; in a cluster each role
+    has its own, and all but the mint's only read.
+    """
+    remote = (settings.objects_url or "").startswith("s3://")
+    if not remote or role not in OBJECTS_ROLES:
+        return {}
+    return {name: value for name, value in environ.items() if name.startswith(OBJECTS_PREFIXES)}

@@ -12,6 +12,7 @@ from hongbao.cipher.keyring import read_public_key
 from hongbao.cli.acks import read_living
 from hongbao.cli.process import read_manifests
 from hongbao.cli.run_dir import access_pods
+from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.stores import Stores
 from hongbao.domain.errors import Rejected
 from hongbao.domain.manifest import Manifest
@@ -45,7 +46,8 @@ async def read_minted(stores: Stores) -> Minted:
     verify_key = read_public_key(stores.run.keys / "access.keys")
     manifests = await read_manifests(stores.objects, campaign, verify_key)
     active = parse_active(await stores.coordination.read(f"campaigns/{campaign}/active"))
-    return Minted([(one, stores.run.objects / one.amounts.name) for one in manifests], active)
+    amounts = [await local_amounts(stores.run, stores.settings, one) for one in manifests]
+    return Minted(list(zip(manifests, amounts, strict=True)), active)
 
 
 async def open_ledger(stores: Stores) -> sa.Engine:

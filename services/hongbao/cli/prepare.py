@@ -3,6 +3,7 @@
 Every step is skipped when its result is there, so a second start is quick.
 """
 
+import asyncio
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from hongbao.cipher.keyring import (
 )
 from hongbao.cli.late_edit import read_late_edit
 from hongbao.cli.run_dir import RunDir
+from hongbao.cli.run_objects import any_minted, upload_scheme
 from hongbao.cli.settings import UpSettings
 from hongbao.client.identity import TestIdentity
 from hongbao.domain.campaign import Campaign
@@ -81,11 +83,16 @@ def role_keyring(run: RunDir, role: Role) -> Keyring:
 
 
 def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -> Prepared:
-    """Make keys, mint and verify every scheme, unless that is done. Raises Rejected."""
+    """Make keys, mint, verify and upload every scheme, unless that is done. Raises Rejected.
+
+    Blocks, and runs an event loop of its own for the upload. Raises Transient when a remote object
+    store cannot be reached: a second start goes on behind what is there.
+    """
     run.path.mkdir(parents=True, exist_ok=True)
     edit = read_late_edit(run)
     plans = edit.record.plans if edit else _plan(settings, campaign)
-    settle_keys(run, campaign, [plan for plan in plans if not _verified_stamp(run, plan).exists()])
+    unminted = [plan for plan in plans if not _verified_stamp(run, plan).exists()]
+    settle_keys(run, settings, campaign, unminted)
     _make_issuer(run, settings)
     can_mint = (run.keys / "mint.keys").exists()  # it may lie offline once all is minted
     keyring = role_keyring(run, "mint" if can_mint else "redeem")
@@ -101,6 +108,7 @@ def prepare(run: RunDir, settings: UpSettings, campaign: Campaign, step: Step) -
         )
         budgeted = edit is None or plan is plans[-1]  # older plans had an older budget
         _verify(run, campaign if budgeted else None, plan, keyring, step)
+        _upload(run, settings, manifest, step)
         manifests.append(manifest)
     active = next(plan for plan in plans if plan.scheme == campaign.active_scheme)
     return Prepared(
@@ -117,7 +125,9 @@ def _plan(settings: UpSettings, campaign: Campaign) -> tuple[MintPlan, ...]:
     )
 
 
-def settle_keys(run: RunDir, campaign: Campaign, unminted: Sequence[MintPlan]) -> None:
+def settle_keys(
+    run: RunDir, settings: UpSettings, campaign: Campaign, unminted: Sequence[MintPlan]
+) -> None:
     """Have every key file that this start needs; make them only where nothing is minted yet.
 
     Raises Rejected that names what is missing: keys made anew could open nothing that is minted.
@@ -127,8 +137,7 @@ def settle_keys(run: RunDir, campaign: Campaign, unminted: Sequence[MintPlan]) -
     missing = [role for role in ROLES if not (run.keys / f"{role}.keys").exists()]
     if not missing or (missing == ["mint"] and not unminted):
         return
-    begun = list((run.objects / campaign.campaign).glob("*/manifest.json"))
-    if len(missing) < len(ROLES) or begun:
+    if len(missing) < len(ROLES) or asyncio.run(any_minted(run, settings, campaign.campaign)):
         names = ", ".join(f"{role}.keys" for role in missing)
         raise Rejected(f"{run.keys} lacks {names}: bring back what was made with the rest")
     _make_keys(run, campaign)
@@ -182,6 +191,11 @@ def _verify(
     if report.problems:
         raise Rejected("\n".join(map(str, report.problems)), field=f"scheme {plan.scheme}")
     stamp.touch()
+
+
+def _upload(run: RunDir, settings: UpSettings, manifest: Manifest, step: Step) -> None:
+    name = f"upload {manifest.scheme}"
+    asyncio.run(upload_scheme(run, settings, manifest, lambda done, whole: step(name, done, whole)))
 
 
 def _make_issuer(run: RunDir, settings: UpSettings) -> None:

@@ -10,15 +10,16 @@ from pathlib import Path
 import structlog
 
 from hongbao.adapters.clock import SystemClock
-from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import ProcessSpec, RunDir
+from hongbao.cli.run_objects import run_objects
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import NotFound, Transient
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
+from hongbao.domain.objects import ObjectStore
 from hongbao.shards.host import Member
 from hongbao.shards.lease import HeldLease
 from hongbao.shards.ports import Coordination
@@ -50,8 +51,8 @@ class Process:
         """Return this process's way to the logs and to coordination."""
         return await connect_stores(self.run, self.settings, self.campaign.campaign)
 
-    def objects(self) -> ObstoreObjects:
-        return folder_objects(self.run.objects)
+    def objects(self) -> ObjectStore:
+        return run_objects(self.run, self.settings)
 
     def socket(self, purpose: str) -> Path:
         """Return the path of one of this process's Unix sockets."""
@@ -116,7 +117,7 @@ async def keep_member(process: Process, coordination: Coordination) -> None:
 
 
 async def read_manifests(
-    objects: ObstoreObjects, campaign: CampaignId, verify_key: bytes
+    objects: ObjectStore, campaign: CampaignId, verify_key: bytes
 ) -> list[Manifest]:
     """Return the campaign's verified manifests, by scheme number. Raises Corrupt."""
     names = await objects.names(f"{campaign}/")

@@ -5,11 +5,13 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.cipher.derive import binding_key
+from hongbao.cli.child_environ import objects_environ
 from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
@@ -94,7 +96,8 @@ async def rain(
         secrets = (
             await _pod_secrets(stores.coordination, prepared.token_root, spec) if spec.pod else {}
         )
-        return {**(environ(spec) if environ else {}), **secrets}
+        reach = objects_environ(os.environ, settings, spec.role)
+        return {**reach, **(environ(spec) if environ else {}), **secrets}
 
     async def ready(spec: ProcessSpec) -> bool:
         return await _is_ready(run, spec, embedding)

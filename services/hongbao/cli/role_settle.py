@@ -10,6 +10,7 @@ from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, keep_member, read_manifests
+from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.serving import serve_until_signal
 from hongbao.domain.manifest import Manifest
 from hongbao.settle.host import SettleHost, SettleMember
@@ -35,7 +36,7 @@ async def run_settle(process: Process) -> None:
 
     async def load_schemes() -> Sequence[tuple[Manifest, Path]]:
         manifests = await read_manifests(process.objects(), campaign, verify_key)
-        return [(one, process.run.objects / one.amounts.name) for one in manifests]
+        return [(one, await local_amounts(process.run, process.settings, one)) for one in manifests]
 
     async with contextlib.AsyncExitStack() as stack:
         sink = None

@@ -155,6 +155,35 @@ class UpSettings(BaseModel):
             raise ValueError("settings hold no secrets: leave the password to PGPASSFILE")
         return url
 
+    objects_url: str | None = None
+    """Where ticket files, tables and manifests are: `s3://bucket/prefix`, or a folder that every
+    machine sees; absent: the run's folder. AWS_* variables bring credentials, region, endpoint."""
+
+    objects_endpoint: str | None = None
+    """Endpoint of an S3-compatible store, such as `https://s3.example.org`; absent: what
+    AWS_ENDPOINT_URL says, else Amazon's."""
+
+    @field_validator("objects_url")
+    @classmethod
+    def _objects_are_in_s3_or_a_folder(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if "@" in parts.netloc or parts.query:
+            raise ValueError("settings hold no secrets: leave them to AWS_* variables")
+        if parts.scheme and (parts.scheme != "s3" or not parts.netloc):
+            raise ValueError("objects lie in s3://bucket/prefix or a folder")
+        if not parts.scheme and not url.startswith("/"):
+            raise ValueError("a folder of objects needs an absolute path")
+        return url
+
+    @field_validator("objects_endpoint")
+    @classmethod
+    def _endpoint_is_a_url(cls, url: str | None) -> str | None:
+        if url is not None and "@" in TypeAdapter(HttpUrl).validate_python(url).unicode_string():
+            raise ValueError("settings hold no secrets: leave them to AWS_* variables")
+        return url
+
     @field_validator("zones")
     @classmethod
     def _zones_are_names(cls, zones: tuple[str, ...]) -> tuple[str, ...]:

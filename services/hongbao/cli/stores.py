@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.adapters.lmdb import LmdbStore
-from hongbao.adapters.obstore import ObstoreObjects, folder_objects
 from hongbao.adapters.store_client import StoreClient
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.run_dir import RunDir
+from hongbao.cli.run_objects import run_objects
 from hongbao.cli.settings import ClusterStore, EtcdSettings, TikvSettings, UpSettings
 from hongbao.domain.campaign import Campaign
+from hongbao.domain.objects import ObjectStore
 from hongbao.shards.ports import Coordination, LogStore
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Stores:
     campaign: Campaign
     log_store: LogStore
     coordination: Coordination
-    objects: ObstoreObjects
+    objects: ObjectStore
     ledger_url: str
     live: bool
     """Processes of the run are up."""
@@ -100,7 +101,7 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
             campaign=campaign,
             log_store=shared.log_store,
             coordination=shared.coordination,
-            objects=folder_objects(run.objects),
+            objects=run_objects(run, settings),
             ledger_url=run.ledger_url(settings),
             live=answers if settings.embedded else await _members_live(shared.coordination),
         )
