@@ -28,7 +28,8 @@ async def main(pd: str, seconds: float, in_flight: int) -> None:
             while time.monotonic() < ends:
                 key = b"peer/%b/%d/%d" % (run, writer, number)
                 number += 1
-                done += (await client.compare_and_swap(key, None, claim)).swapped
+                swap = await client.compare_and_swap(key, None, claim)
+                done += swap.swapped  # in a line of its own: `done` is read before an await in it
 
         began = time.monotonic()
         await asyncio.gather(*(write(writer) for writer in range(in_flight)))
