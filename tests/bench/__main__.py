@@ -13,6 +13,8 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from tests.bench.bench_etcd import ROWS as ETCD_ROWS
+from tests.bench.bench_etcd import bench_etcd
 from tests.bench.bench_failover import ROW as FAILOVER_ROW
 from tests.bench.bench_failover import bench_failover
 from tests.bench.bench_mint import bench_mint
@@ -35,6 +37,7 @@ BENCHES: dict[str, tuple[Bench, tuple[str, ...]]] = {
     "tikv": (bench_tikv, TIKV_ROWS),
     "open_tikv": (bench_open_tikv, OPEN_TIKV_ROWS),
     "failover": (bench_failover, (FAILOVER_ROW,)),
+    "etcd": (bench_etcd, tuple(ETCD_ROWS)),
 }
 
 

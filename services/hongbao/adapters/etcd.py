@@ -2,7 +2,8 @@
 
 Every write is a compare-and-put: repeated when its outcome is unknown, which is safe, and then
 read back by its stamp. Leases are etcd's: the epoch is the revision that wrote `lease/<name>`.
-Needs etcd 3.5.18 or newer: before, a compaction could drop the deletion at its own revision.
+Needs etcd 3.5.18 or newer: before, a compaction could drop the deletion at its own revision. A
+backup must be restored with revisions raised (etcdutl --bump-revision): epochs never fall.
 """
 
 import itertools
@@ -132,6 +133,7 @@ class EtcdCoordination:
         self._shown.there(Versioned(key, value, epoch))
         self._lease_ids[name, epoch] = lease_id
         if current is not None and current.lease:
+            self._lease_ids.pop((name, current.mod_revision), None)
             await self._revoke(key, current.lease)
         return Lease(name, holder, epoch, ttl_s)
 

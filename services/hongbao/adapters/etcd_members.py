@@ -30,6 +30,7 @@ OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),  # else clients of one process share connections
 )
 HAS_LEADER: Final = (("hasleader", "true"),)
 """A member that is cut off from the quorum then refuses, and ends its watches."""
@@ -104,6 +105,12 @@ class Member:
         self._heard_s = 0.0
         self._probe: asyncio.Task[bool] | None = None
 
+    async def close(self) -> None:
+        """Let go of the connection."""
+        if self._probe is not None:
+            self._probe.cancel()
+        await self.channel.close()
+
     def heard(self) -> None:
         """Note that the member answered just now."""
         self._heard_s = asyncio.get_running_loop().time()
@@ -174,7 +181,7 @@ class Members:
     async def close(self) -> None:
         """Let go of all connections."""
         for member in self._members:
-            await member.channel.close()
+            await member.close()
 
     async def call(
         self,
@@ -204,7 +211,7 @@ class Members:
                 failures += 1
                 if failures % len(self._members) == 0:
                     await asyncio.sleep(ROUND_PAUSE_S)
-                if now_s() >= ends_s or error.code() in _REFUSALS:
+                if now_s() + ROUND_PAUSE_S >= ends_s or error.code() in _REFUSALS:
                     raise (Ambiguous if doubtful else Transient)(text) from None
             else:
                 member.heard()

@@ -22,6 +22,10 @@ from hongbao.proto.etcd.kv_pb2 import Event, KeyValue
 from hongbao.shards.ports import Versioned
 
 RETRY_S: Final = 0.05
+RETRY_S_MAX: Final = 1.0
+STEADY_S: Final = 5.0
+"""A watch that lasted so long was a good one; shorter ones in a row are waited for longer."""
+FAILURES_TOLD: Final = 20
 log = structlog.get_logger()
 
 
@@ -47,8 +51,9 @@ class _Broken(Exception):
 
 async def follow(source: WatchSource, prefix: str, after_revision: int) -> AsyncIterator[Versioned]:
     """Yield every later change of a prefix, for ever."""
+    failures = 0
     while True:
-        member = source.members.preferred
+        member, began_s = source.members.preferred, _now_s()
         try:
             request = _create_request(source.namespace.key(prefix), after_revision + 1)
             async with aclosing(_revisions(member, request)) as batches:
@@ -67,10 +72,12 @@ async def follow(source: WatchSource, prefix: str, after_revision: int) -> Async
                 yield fact
             after_revision = compacted.revision
         except (_Broken, grpc.aio.AioRpcError) as error:
-            text = str(error) if isinstance(error, _Broken) else error.details()
-            log.debug("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=text)
+            failures = 1 if _now_s() > began_s + STEADY_S else failures + 1
+            tell = log.debug if failures % FAILURES_TOLD else log.warning
+            text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+            tell("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=text, row=failures)
             source.members.leave(member)
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(min(RETRY_S * failures, RETRY_S_MAX))
 
 
 async def first_change(members: Members, key: bytes, after_revision: int) -> KeyValue:
@@ -101,6 +108,10 @@ async def _bridge(
     return sorted(changed, key=lambda fact: fact.revision) + [
         Versioned(key, b"", compacted) for key in vanished
     ]
+
+
+def _now_s() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _noted(source: WatchSource, event: Event) -> Versioned:
