@@ -5,9 +5,12 @@ recorded history of leases are judged by the checkers of the embedded storms.
 """
 
 import asyncio
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 
+import httpx
 import pytest
 from hongbao.cli.demo_faults import find_silence_s
 from hongbao.cli.stores import open_stores
@@ -21,6 +24,9 @@ from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import OUR_KEYS, TikvCluster
 from tests.stores.history import Recorded, Recorder, check_history
 
+ETCD_REQUESTS = re.compile(
+    r'hongbao_etcd_requests_total\{kind="(?P<kind>\w+)",purpose="(?P<purpose>\w+)"\} (?P<count>\S+)'
+)
 DOWN_S = 2.0
 PD_DOWN_S = 0.5  # the test store asks PD for a timestamp at each write; TiKV's raw API does not
 BACK_S_MAX = 5.0
@@ -44,6 +50,7 @@ class Story:
         self.recorded = Recorded()
         self.logs: dict[int, list[Block]] = {}
         self.broke_at_ms: dict[str, int] = {}
+        self.etcd_requests: Counter[tuple[str, str, str]] = Counter()
 
     async def play(self, stage: Stage) -> None:
         stores, shards = stage.up.stores, range(stage.plot.claims_shards)
@@ -62,10 +69,21 @@ class Story:
             await stage.at(slot, share)
             self.broke_at_ms[name] = stage.up.clock.wall_ms()
             await fault()
-        await stage.at(1, 0.98)
+        await stage.at(1, 0.95)
+        await asyncio.to_thread(self._scrape, stage)
         recording.cancel()
         with suppress(asyncio.CancelledError):
             await recording
+
+    def _scrape(self, stage: Stage) -> None:
+        """Read what every process says that it asked etcd to write."""
+        for spec in [*stage.up.of(role="redeem"), *stage.up.of(role="access")]:
+            url = f"http://127.0.0.1:{spec.ports['metrics']}/metrics"
+            for line in httpx.get(url, trust_env=False).text.splitlines():
+                if found := ETCD_REQUESTS.fullmatch(line):
+                    self.etcd_requests[spec.role, found["kind"], found["purpose"]] += int(
+                        float(found["count"])
+                    )
 
     async def _kill_tikv(self) -> None:
         index = await asyncio.to_thread(self._tikv.leader_of, OUR_KEYS)
@@ -156,6 +174,18 @@ def test_one_writer_a_position_rising_epochs_and_readers_that_see_a_prefix(
     _, story = played
     assert check_history("claims", story.recorded, story.logs) == []
     assert all(story.recorded.reads.values())
+
+
+def test_no_shake_and_no_open_writes_to_etcd(played: tuple[Evening, Story]) -> None:
+    """What is written follows the clock and the operator: leases, quotas, acks."""
+    evening, story = played
+    print(f"asked of etcd: {dict(story.etcd_requests)}")
+    writes = Counter[str]()
+    for (role, kind, _), count in story.etcd_requests.items():
+        writes[role] += count if kind != "keepalive" else 0
+    assert {purpose for _, _, purpose in story.etcd_requests} <= {"lease", "campaigns", "acks"}
+    assert 0 < writes["redeem"] < len(evening.claims) / 20
+    assert 0 < writes["access"] < evening.load.shakes.total() / 50
 
 
 def slot_end_ms(evening: Evening, at_ms: int) -> int:

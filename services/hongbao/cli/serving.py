@@ -7,6 +7,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import structlog
 from prometheus_client import REGISTRY
@@ -20,6 +21,9 @@ from hongbao.transport.dispatcher import Dispatcher, Method
 from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
 from hongbao.transport.grpc_server import Extra, GrpcServer, start_grpc_server
 from hongbao.transport.metrics import CallMetrics, serve_metrics
+
+if TYPE_CHECKING:
+    from hongbao.adapters.etcd_facts import WriteCounts
 
 log = structlog.get_logger()
 
@@ -56,6 +60,22 @@ class RoleCounters(Collector):
         return families
 
 
+class EtcdWrites(Collector):
+    """Shows what this process asked etcd to write, by purpose: nothing of it is per call."""
+
+    def __init__(self, writes: "WriteCounts") -> None:
+        self._writes = writes
+
+    def collect(self) -> list[CounterMetricFamily]:
+        """Return the counters; keep-alives of leases are counted but are no writes to etcd."""
+        family = CounterMetricFamily(
+            "hongbao_etcd_requests", "requests that write, or renew", labels=["purpose", "kind"]
+        )
+        for labels, count in self._writes.by_purpose().items():
+            family.add_metric(labels, float(count))
+        return [family]
+
+
 class Serving:
     """Is one process that serves one role; `start` once, `stop` once."""
 
@@ -82,6 +102,8 @@ class Serving:
             self._servers.append(await start_grpc_server(None, address, extra=role.internal))
         REGISTRY.register(self.dispatcher.metrics)
         REGISTRY.register(RoleCounters(process.spec.role, role.counters))
+        if self._stores.etcd_writes is not None:
+            REGISTRY.register(EtcdWrites(self._stores.etcd_writes))
         if process.spec.role == "access":
             REGISTRY.register(GatewayMetrics(read_admin(str(process.socket("admin")))))
         serve_metrics("127.0.0.1", process.spec.ports["metrics"])

@@ -21,6 +21,7 @@ from hongbao.shards.ports import Coordination, LogStore
 
 if TYPE_CHECKING:
     from hongbao.adapters.etcd import EtcdCoordination
+    from hongbao.adapters.etcd_facts import WriteCounts
     from hongbao.adapters.tikv import TikvStore
     from hongbao.adapters.tikv_txn import TikvTxnStore
 
@@ -36,6 +37,8 @@ class SharedState:
     log_store: LogStore
     coordination: Coordination
     close: Close
+    etcd_writes: "WriteCounts | None" = None
+    """What this process asked etcd to write, where it talks with one."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,14 @@ async def connect_stores(
     closes: list[Close] = []
     log_store: LogStore | None = None
     coordination: Coordination | None = None
+    writes = None
     if settings.tikv is not None:
         log_store = tikv = _open_tikv(settings.tikv, campaign)
         closes.append(tikv.close)
     if settings.etcd is not None:
         coordination = etcd = _open_etcd(settings.etcd, campaign)
         closes.append(etcd.close)
+        writes = etcd.writes
     if settings.embedded:
         store = await _open_embedded(run, offline=offline)
         closes.append(store.close)
@@ -80,7 +85,7 @@ async def connect_stores(
     async def close() -> None:
         await asyncio.gather(*(one() for one in closes))
 
-    return SharedState(log_store, coordination, close)
+    return SharedState(log_store, coordination, close, writes)
 
 
 @asynccontextmanager
