@@ -312,6 +312,21 @@ async def test_what_a_silent_process_once_measured_counts_no_more(rain: Rain) ->
     await pod.drain()
 
 
+async def test_a_quota_is_obeyed_without_an_ack(rain: Rain) -> None:
+    """R18: it changes every second; acks of all pods would be a load on coordination."""
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    await rain.quota(30)
+    await rain.order("assignment", {"files": {}})
+    await until(lambda: pod.service._controls.quota_per_s == 30, "the quota is obeyed")
+    await asyncio.sleep(0.2)
+    acked = {fact.key.split("/")[3] for fact in await rain.store.read_prefix("acks/campaigns/")}
+    assert "timeline" in acked
+    assert "quota" not in acked
+    await pod.drain()
+
+
 async def test_a_broken_file_is_refused_named_in_the_ack_and_the_others_are_served(
     rain: Rain,
 ) -> None:

@@ -73,6 +73,15 @@ def apply_document(
     return orders
 
 
+def wants_ack(key: str) -> bool:
+    """Say whether somebody may wait until a document is obeyed.
+
+    Nobody waits for a quota: it is measured anew every second by every redeem process, and acks of
+    all pods for each of them would be most of what coordination writes.
+    """
+    return not key.endswith("/quota")
+
+
 def plan_files(
     orders: Orders, manifests: Mapping[int, Manifest], pod: int, now_ms: int
 ) -> list[Wanted]:

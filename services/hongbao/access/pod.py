@@ -264,7 +264,7 @@ class AccessPod:
                 self._orders = orders.apply_document(
                     before, identity.campaign, identity.pod, fact.key, fact.value
                 )
-                if self._orders is not before:
+                if self._orders is not before and orders.wants_ack(fact.key):
                     self._pending[fact.key] = fact.revision
         except Corrupt as error:
             _log.error("document_refused", document=fact.key, reason=str(error))
