@@ -31,6 +31,9 @@ WISH_S_MAX = 15.0
 BUCKET = "red-packets"
 POLL_S = 0.02
 
+LOAD = ("--rate", "700", "--users", "2500")
+"""Thirteen more processes share the cores with the demo's own: less load than there."""
+
 FAULTS = (
     (1, 0.7, "tikv-leader", "a TiKV store killed"),
     (4, 0.75, "etcd-leader", "the etcd leader killed"),
@@ -113,7 +116,7 @@ def play(folder: Path, arguments: list[str]) -> int:
         settings, faults = folder / "settings.yaml", folder / "faults.yaml"
         settings.write_text(yaml.safe_dump(servers.settings(folder / "run")))
         faults.write_text(yaml.safe_dump([_fault(folder, *one) for one in FAULTS]))
-        return asyncio.run(_play(servers, folder, [str(settings), *arguments], faults))
+        return asyncio.run(_play(servers, folder, [str(settings), *LOAD, *arguments], faults))
 
 
 def _fault(folder: Path, slot: int, share: float, wish: str, text: str) -> dict[str, Any]:
