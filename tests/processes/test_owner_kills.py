@@ -123,7 +123,7 @@ async def open_and_kill(folder: Path, seed: int, points: Sequence[str], lives: i
     try:
         await write_documents(store, active={1: 1, 2: 1})
         settlement = settlement_of(store, minted, ledger)
-        settling = asyncio.create_task(settlement.run())
+        settling = asyncio.create_task(settlement.run(asyncio.Event()))
         await live_and_die(folder, seed, minted, history, [*points] * (lives // len(points)))
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from contextlib import suppress
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,6 @@ from hongbao.adapters.memory import MemoryStore
 from hongbao.api import switches
 from hongbao.domain.errors import Corrupt, Transient
 from hongbao.domain.manifest import Manifest
-from hongbao.settle.host import SettleHost, SettleMember
 from hongbao.settle.memory import MemoryLedger
 from hongbao.settle.metrics import SettleMetrics
 from hongbao.settle.pause import PauseSwitch
@@ -20,6 +19,9 @@ from hongbao.settle.rules import Rules, parse_active, parse_keys
 from hongbao.settle.run import Settlement, SettleTiming, log_lag
 from hongbao.settle.settler import Settler
 from hongbao.shards.block import ShardKey
+from hongbao.shards.host import HostLimits, ShardHost
+from hongbao.shards.lease import HeldLease
+from hongbao.shards.member import Member
 from hongbao.shards.ports import Versioned
 from prometheus_client import CollectorRegistry
 
@@ -65,6 +67,26 @@ class Stage:
             counts=self.metrics,
             timing=FAST,
         )
+
+    async def serve(self, shard: int, held: HeldLease, leave: asyncio.Event) -> None:
+        await self.settlement(shard).run(leave)
+
+    def host(self, name: str, shards: range) -> ShardHost:
+        limits = HostLimits(lease_ttl_s=0.4, tick_s=0.02)
+        member = Member(name, name, "", "settle")
+        return ShardHost(self.store, member, "settle", shards, self.serve, time.monotonic, limits)
+
+    async def holders(self) -> list[str]:
+        """Return who settles the shards that somebody settles."""
+        leases = await self.store.read_prefix("lease/settle/")
+        return [Member.from_json(lease.value).process for lease in leases]
+
+    async def until_held(self, **shards: int) -> None:
+        for _ in range(500):
+            if Counter(await self.holders()) == shards:
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"{await self.holders()} never came to {shards}")
 
     async def until_settled(self, transfers: int) -> None:
         for _ in range(2500):
@@ -157,7 +179,8 @@ async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) ->
     spec = switches.find_switch("settle_pause")
     on = switches.Setting(True, "wang", "test", 0, None)
     written = await stage.store.put(f"switches/{spec.name}", switches.setting_to_json(on))
-    running = asyncio.create_task(stage.settlement().run())
+    leave = asyncio.Event()
+    running = asyncio.create_task(stage.settlement().run(leave))
     await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
     await asyncio.sleep(0.05)
     assert stage.ledger.transfers == {}
@@ -165,9 +188,8 @@ async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) ->
     assert json.loads(ack.value) == {"revision": written.revision}
     await stage.store.delete(f"switches/{spec.name}")
     await stage.until_settled(8)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
+    leave.set()
+    await running
 
 
 async def test_a_broken_switch_document_leaves_the_last_known_good(stage: Stage) -> None:
@@ -185,35 +207,19 @@ def test_a_broken_rules_document_is_corrupt(document: bytes) -> None:
 
 
 async def test_one_process_settles_all_shards_and_two_share_them(stage: Stage) -> None:
-    hosts = [
-        SettleHost(
-            stage.store,
-            SettleMember(f"settle-{zone}-0", zone, lease_ttl_s=0.4),
-            range(4),
-            stage.settlement,
-            time.monotonic,
-        )
-        for zone in "ab"
-    ]
-    for host_zone in "ab":
-        fact = {"process": f"settle-{host_zone}-0", "role": "settle"}
-        name = f"member/{fact['process']}"
-        if host_zone == "a":
-            await stage.store.acquire(name, "x", ttl_s=60, value=json.dumps(fact).encode())
-            await hosts[0].balance()
-            assert hosts[0].held_shards == [0, 1, 2, 3]
-        else:
-            await stage.store.acquire(name, "y", ttl_s=60, value=json.dumps(fact).encode())
-    for host in (*hosts, *hosts):
-        await host.balance()
-    assert [len(host.held_shards) for host in hosts] == [2, 2]
-    assert sorted(hosts[0].held_shards + hosts[1].held_shards) == [0, 1, 2, 3]
+    hosts = {name: stage.host(name, range(4)) for name in "ab"}
+    running = [asyncio.create_task(hosts["a"].run())]
+    await stage.until_held(a=4)
+    running.append(asyncio.create_task(hosts["b"].run()))
+    await stage.until_held(a=2, b=2)
     await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, 0, count=8)))
     await write_log(stage.store, 1, blocks_of(shard_claims(stage.minted, 1, count=8)))
     await stage.until_settled(16)
-    for host in hosts:
-        await host.stop()
-    assert await stage.store.read_prefix("lease/settle/") == []
+    await hosts["a"].stop()
+    await stage.until_held(b=4)
+    await hosts["b"].stop()
+    await asyncio.gather(*running)
+    assert await stage.store.read_prefix("lease/") == []
 
 
 async def test_a_shard_whose_log_is_broken_stops_alone(stage: Stage) -> None:
@@ -221,13 +227,21 @@ async def test_a_shard_whose_log_is_broken_stops_alone(stage: Stage) -> None:
     await stage.store.create(key.log(0), b"nonsense")
     await stage.store.put_many([(key.applied(0), b"\x01")])
     await write_log(stage.store, 1, blocks_of(shard_claims(stage.minted, 1, count=8)))
-    member = SettleMember("settle-a-0", "a", lease_ttl_s=0.2)
-    host = SettleHost(stage.store, member, range(2), stage.settlement, time.monotonic)
+    host = stage.host("a", range(2))
     running = asyncio.create_task(host.run())
     await stage.until_settled(8)
     await asyncio.sleep(0.15)
-    assert host.held_shards == [1]
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    assert host.held_shards == []
+    assert [lease.key for lease in await stage.store.read_prefix("lease/settle/")] == [
+        "lease/settle/1"
+    ]
+    await host.stop()
+    await running
+
+
+async def test_a_bug_in_settlement_is_corrupt_so_that_its_shard_is_left_alone(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settlement = stage.settlement()
+    monkeypatch.setattr(settlement, "step", lambda: 1 // 0)
+    with pytest.raises(Corrupt, match="ZeroDivisionError"):
+        await settlement.run(asyncio.Event())

@@ -17,10 +17,12 @@ from hongbao.adapters.clock import SystemClock
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import connect_stores
-from hongbao.shards.host import HostLimits, Member, ShardHost
+from hongbao.shards.host import HostLimits, ShardHost
+from hongbao.shards.member import Member
 from hongbao.shards.owner import Owner
 from hongbao.shards.peers import add_shards_service
 from hongbao.shards.ports import Coordination, Lease
+from hongbao.shards.tenure import Owners
 
 from tests.sim.toy import ToyMachine
 
@@ -66,20 +68,24 @@ async def main(name: str, folder: str, shards: str, hearing: str = "good") -> No
     deaf = hearing == "deaf"
     settings = UpSettings.model_validate_json((Path(folder) / "settings.json").read_text())
     stores = await connect_stores(RunDir(Path(folder)), settings, "toy")
-    host = ShardHost(
-        DeafCoordination(stores.coordination) if deaf else stores.coordination,
+    owners = Owners(
         stores.log_store,
-        Member(name, "zone-a", address, "toy"),
         "toy",
         lambda shard: ToyMachine(),
-        range(int(shards)),
-        SystemClock(),
         lambda: os.urandom(16),
+        owner_type=DeafOwner if deaf else ReportingOwner,
+    )
+    host = ShardHost(
+        DeafCoordination(stores.coordination) if deaf else stores.coordination,
+        Member(name, "zone-a", address, "toy"),
+        "toy",
+        range(int(shards)),
+        owners.serve,
+        SystemClock().monotonic_s,
         HostLimits(lease_ttl_s=settings.lease_ttl_s, tick_s=0.1),
-        DeafOwner if deaf else ReportingOwner,
     )
     server = grpc.aio.server()
-    add_shards_service(server, lambda plane, shard: host.owner_of(shard))
+    add_shards_service(server, owners.find)
     server.add_insecure_port(address)
     await server.start()
     await host.run()

@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.errors import Fenced, Transient
 from hongbao.shards.block import ShardKey
-from hongbao.shards.host import HostLimits, Member, ShardHost
+from hongbao.shards.host import HostLimits, ShardHost
+from hongbao.shards.member import Member
 from hongbao.shards.owner import Owner, OwnerLimits
 from hongbao.shards.reader import LogReader
 from hongbao.shards.router import Outcome, ShardRouter, submit_all
+from hongbao.shards.tenure import Owners
 
 from tests.sim.dice import Dice
 from tests.sim.history import (
@@ -74,27 +76,28 @@ class Server:
         self.process = Process(simulation.loop, name)
         store = simulation.store_type(simulation.memory, simulation.network, simulation.dice, name)
         scenario = simulation.scenario
-        owner = OwnerLimits(checkpoint_blocks=8, derived_blocks_max=4)
-        self.host = ShardHost(
+        self.owners = Owners(
             store,
+            scenario.plane,
+            scenario.machine,
+            simulation.dice.nonce,
+            OwnerLimits(checkpoint_blocks=8, derived_blocks_max=4, drain_s=2.0),
+            simulation.owner_type,
+        )
+        self.host = ShardHost(
             store,
             Member(name, "zone", name, "server"),
             scenario.plane,
-            scenario.machine,
             scenario.shards,
-            SimClock(simulation.loop, simulation.dice),
-            simulation.dice.nonce,
-            HostLimits(lease_ttl_s=LEASE_TTL_S, tick_s=0.25, drain_s=2.0, owner=owner),
-            simulation.owner_type,
+            self.owners.serve,
+            SimClock(simulation.loop, simulation.dice).monotonic_s,
+            HostLimits(lease_ttl_s=LEASE_TTL_S, tick_s=0.25),
         )
         peers = SimPeers(simulation, name)
-        self.router = ShardRouter(store, self.find_owner, peers)
+        self.router = ShardRouter(store, self.owners.find, peers)
         self.stopping = False
         self._plane = scenario.plane
         self.process.spawn(self.host.run())
-
-    def find_owner(self, plane: str, shard: int) -> Owner | None:
-        return self.host.owner_of(shard) if plane == self._plane else None
 
     async def submit(self, shard: int, operation: bytes) -> bytes:
         """Answer a client, as Open does."""
@@ -102,7 +105,7 @@ class Server:
 
     async def submit_here(self, shard: int, operations: Sequence[bytes]) -> list[Outcome]:
         """Answer a peer, as Shards.Submit does."""
-        owner = self.find_owner(self._plane, shard)
+        owner = self.owners.find(self._plane, shard)
         if owner is None:
             raise Fenced("not owned here")
         return await submit_all(owner, operations)

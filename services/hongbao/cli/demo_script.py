@@ -24,7 +24,7 @@ from hongbao.domain.campaign import Slot
 from hongbao.domain.errors import HongbaoError, Rejected
 from hongbao.domain.ids import KeyId
 from hongbao.domain.plan import MintPlan
-from hongbao.shards.host import Member
+from hongbao.shards.member import Member
 
 SWITCH: Final = "issue_speed"
 SWITCH_VALUE: Final = 0.02  # of a plan that the demo's few users are far behind of

@@ -1,6 +1,5 @@
 """Owns what every process of a run needs: its spec, stores, logs, membership, metrics."""
 
-import asyncio
 import logging
 import os
 import sys
@@ -16,17 +15,11 @@ from hongbao.cli.run_objects import run_objects
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.domain.campaign import Campaign
-from hongbao.domain.errors import NotFound, Transient
+from hongbao.domain.errors import NotFound
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
 from hongbao.domain.objects import ObjectStore
-from hongbao.shards.host import Member
-from hongbao.shards.lease import HeldLease
-from hongbao.shards.ports import Coordination
-
-MEMBER_PAUSE_S = 0.2
-
-log = structlog.get_logger()
+from hongbao.shards.member import Member
 
 
 @dataclass(frozen=True)
@@ -93,27 +86,6 @@ def set_up_logs(process: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
-
-
-async def keep_member(process: Process, coordination: Coordination) -> None:
-    """Hold `member/<process>` while this process lives; taken again whenever it was lost."""
-    name = f"member/{process.name}"
-    while True:
-        try:
-            lease = await HeldLease.acquire(
-                coordination,
-                name,
-                f"{process.name}/{os.getpid()}",
-                ttl_s=process.settings.lease_ttl_s,
-                value=process.member().to_json(),
-                monotonic_s=process.clock.monotonic_s,
-            )
-            if lease is not None:
-                await lease.keep()
-                log.warning("member_lease_lost", lease=name)
-        except Transient as error:
-            log.warning("member_lease_unknown", lease=name, error=str(error))
-        await asyncio.sleep(MEMBER_PAUSE_S)
 
 
 async def read_manifests(

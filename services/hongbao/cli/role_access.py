@@ -12,11 +12,12 @@ import structlog
 from hongbao.access.limits import AccessLimits
 from hongbao.access.pod import AccessPod, PodIdentity, PodKeys, PodStores
 from hongbao.cli.prepare import role_keyring
-from hongbao.cli.process import Process, keep_member
+from hongbao.cli.process import Process
 from hongbao.cli.rain import BINDING_KEY_VARIABLE, POD_EPOCH_VARIABLE
 from hongbao.cli.serving import StartedRole
 from hongbao.cli.stores import SharedState
 from hongbao.domain.errors import Rejected
+from hongbao.shards.member import keep_member
 
 EXIT_SUPERSEDED: Final = 76
 SUPERSEDED_LOOK_S: Final = 0.5
@@ -42,7 +43,10 @@ async def start_access(process: Process, stores: SharedState) -> StartedRole:
         limits=replace(AccessLimits(), user_packets_max=campaign.per_user_packets),
         exposure_weights={one.index: one.exposure_weight for one in campaign.sponsors},
     )
-    member = asyncio.create_task(keep_member(process, stores.coordination))
+    ttl_s, monotonic_s = process.settings.lease_ttl_s, process.clock.monotonic_s
+    member = asyncio.create_task(
+        keep_member(stores.coordination, process.member(), ttl_s=ttl_s, monotonic_s=monotonic_s)
+    )
     await pod.start()
     leaving = asyncio.create_task(leave_when_superseded(pod, os._exit))
 

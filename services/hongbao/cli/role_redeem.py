@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-from dataclasses import replace
 
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, read_manifests
@@ -13,9 +12,9 @@ from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.role import RedeemRole, RedeemSecrets
 from hongbao.redeem.service import PLANE
 from hongbao.shards.host import HostLimits, ShardHost
-from hongbao.shards.owner import Owner
 from hongbao.shards.peers import GrpcPeers, add_shards_service
 from hongbao.shards.router import ShardRouter
+from hongbao.shards.tenure import Owners
 from hongbao.transport.dispatcher import Method
 
 NONCE_BYTES = 16
@@ -30,11 +29,13 @@ async def start_redeem(process: Process, stores: SharedState) -> StartedRole:
         return await read_manifests(process.objects(), campaign, keyring.verify_key)
 
     peers = GrpcPeers()
-
-    def find_owner(plane: str, shard: int) -> Owner | None:
-        return host.owner_of(shard) if plane == PLANE else None
-
-    router = ShardRouter(stores.coordination, find_owner, peers)
+    owners = Owners(
+        stores.log_store,
+        PLANE,
+        lambda shard: role.new_machine(shard),
+        lambda: os.urandom(NONCE_BYTES),
+    )
+    router = ShardRouter(stores.coordination, owners.find, peers)
     role = RedeemRole(
         campaign=campaign,
         process=process.name,
@@ -48,14 +49,12 @@ async def start_redeem(process: Process, stores: SharedState) -> StartedRole:
     )
     host = ShardHost(
         stores.coordination,
-        stores.log_store,
         process.member(),
         PLANE,
-        role.new_machine,
         range(process.settings.claims_shards),
-        process.clock,
-        lambda: os.urandom(NONCE_BYTES),
-        replace(HostLimits(), lease_ttl_s=process.settings.lease_ttl_s),
+        owners.serve,
+        process.clock.monotonic_s,
+        HostLimits(lease_ttl_s=process.settings.lease_ttl_s),
     )
     await role.start()
     tasks = [asyncio.create_task(host.run()), asyncio.create_task(router.follow(PLANE))]
@@ -76,5 +75,5 @@ async def start_redeem(process: Process, stores: SharedState) -> StartedRole:
         user_of=role.user_of,
     )
     return StartedRole(
-        [method], drain, role.counters, [lambda server: add_shards_service(server, find_owner)]
+        [method], drain, role.counters, [lambda server: add_shards_service(server, owners.find)]
     )

@@ -9,11 +9,10 @@ from hongbao.adapters import sql
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
 from hongbao.cli.prepare import role_keyring
-from hongbao.cli.process import Process, keep_member, read_manifests
+from hongbao.cli.process import Process, read_manifests
 from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.serving import serve_until_signal
 from hongbao.domain.manifest import Manifest
-from hongbao.settle.host import SettleHost, SettleMember
 from hongbao.settle.metrics import SettleMetrics
 from hongbao.settle.pause import PauseSwitch
 from hongbao.settle.payout import Payout
@@ -21,6 +20,8 @@ from hongbao.settle.ports import TransferState
 from hongbao.settle.rules import Rules
 from hongbao.settle.run import Settlement
 from hongbao.settle.settler import Settler
+from hongbao.shards.host import HostLimits, ShardHost
+from hongbao.shards.lease import HeldLease
 from hongbao.transport.metrics import serve_metrics
 
 
@@ -45,12 +46,12 @@ async def run_settle(process: Process) -> None:
         rules = Rules(stores.coordination, campaign, load_schemes)
         pause = PauseSwitch(stores.coordination, process.name, wall_ms)
 
-        def settlement_of(shard: int) -> Settlement:
+        async def settle(shard: int, _held: HeldLease, leave: asyncio.Event) -> None:
             state = TransferState.PENDING if sink else TransferState.CREDITED
             payout = None
             if sink is not None:
                 payout = Payout(shard, ledger, sink, wall_ms=wall_ms, campaign=campaign)
-            return Settlement(
+            settlement = Settlement(
                 stores.log_store,
                 Settler(shard, ledger, state=state, wall_ms=wall_ms),
                 rules,
@@ -58,26 +59,24 @@ async def run_settle(process: Process) -> None:
                 paused=pause.paused,
                 counts=metrics,
             )
+            await settlement.run(leave)
 
-        host = SettleHost(
+        host = ShardHost(
             stores.coordination,
-            SettleMember(process.name, process.spec.zone, process.settings.lease_ttl_s),
+            process.member(),
+            process.spec.role,
             range(process.settings.claims_shards),
-            settlement_of,
+            settle,
             process.clock.monotonic_s,
+            HostLimits(lease_ttl_s=process.settings.lease_ttl_s),
         )
-        settling: list[asyncio.Task[None]] = []
+        running: list[asyncio.Task[None]] = []
 
         async def start() -> None:
-            settling.append(asyncio.create_task(keep_member(process, stores.coordination)))
-            settling.append(asyncio.create_task(host.run()))
+            running.append(asyncio.create_task(host.run()))
             serve_metrics("127.0.0.1", process.spec.ports["metrics"])
 
-        async def stop() -> None:
-            for task in settling:
-                task.cancel()
-            await asyncio.gather(*settling, return_exceptions=True)
-
-        await serve_until_signal(start, stop)
+        await serve_until_signal(start, host.stop)
+        await asyncio.gather(*running)
     await stores.close()
     engine.dispose()

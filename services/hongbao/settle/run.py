@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from hongbao.domain.errors import Fenced, Transient
+from hongbao.domain.errors import Corrupt, Fenced, Transient
 from hongbao.settle.payout import Payout
 from hongbao.settle.rules import Rules, judgeable
 from hongbao.settle.settler import Settled, Settler, cut_posting
@@ -47,7 +47,7 @@ class SettleTiming:
 
 
 class Settlement:
-    """Settles one claims shard until it is cancelled."""
+    """Settles one claims shard."""
 
     def __init__(
         self,
@@ -74,12 +74,26 @@ class Settlement:
         self.lag_blocks = 0
         """Applied blocks behind the position when the log was last read, at most READ_AHEAD."""
 
-    async def run(self) -> None:
-        """Settle and pay for ever. Raises Corrupt: the log or the ledger contradicts itself."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._forever(self.step))
-            if self._payout is not None:
-                group.create_task(self._forever(self.pay))
+    async def run(self, leave: asyncio.Event) -> None:
+        """Settle and pay until told to leave.
+
+        Raises Corrupt: the log or the ledger contradicts itself, or a bug does.
+        """
+        works = [self.step] if self._payout is None else [self.step, self.pay]
+        tasks: list[asyncio.Task[Any]] = [asyncio.create_task(leave.wait())]
+        tasks += [asyncio.create_task(self._forever(work)) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        except Corrupt:
+            raise
+        except Exception as error:
+            raise Corrupt(f"{self._key}: {type(error).__name__}: {error}") from error
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def step(self) -> bool:
         """Settle one posting; False when there was nothing."""

@@ -1,58 +1,38 @@
-"""Owns which shards of a plane this process serves; refuses to know what they hold.
+"""Owns which shards this process holds; refuses to know what it does with them.
 
 Every host of a role wants the same shards. Each takes its quota and no more while the others
-live, gives up what is above it, and takes all when it is alone.
+live, gives up what is above it, and takes all when it is alone. Each lease renews by itself, so
+a store that is slow to answer one question costs no shard.
 """
 
 import asyncio
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
-from hongbao.domain.errors import Corrupt, Transient
+from hongbao.domain.errors import Corrupt, HongbaoError, Transient
 from hongbao.shards.lease import HeldLease
-from hongbao.shards.machine import Machine
-from hongbao.shards.owner import Owner, OwnerLimits
-from hongbao.shards.ports import Clock, Coordination, LogStore
-from hongbao.shards.tenure import Tenure
+from hongbao.shards.member import Member, keep_member
+from hongbao.shards.ports import Coordination
 
 log = structlog.get_logger()
 
-
-@dataclass(frozen=True)
-class Member:
-    """Is what a process tells the others in its leases."""
-
-    process: str
-    zone: str
-    address: str
-    role: str
-
-    def to_json(self) -> bytes:
-        return json.dumps(self.__dict__, sort_keys=True).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Member":
-        return cls(**json.loads(data))
+Serve = Callable[[int, HeldLease, asyncio.Event], Awaitable[None]]
+"""Does a shard's work while its lease is held. Returns soon after the event says to leave, because
+the lease is lost or the shard too much. Raises Corrupt when a person must look."""
 
 
 @dataclass(frozen=True)
 class HostLimits:
-    """Bounds the tenures of a host."""
+    """Bounds the stays of a host."""
 
     lease_ttl_s: float = 3.0
     """A killed process's shards are free after this; a store that stalls longer moves them."""
     tick_s: float = 0.3
-    """A host looks this often for shards that are free; well below the TTL, it renews its
-    membership by it."""
-    drain_s: float = 5.0
-    """A hand-over that takes longer becomes a stop."""
+    """A host looks this often for shards that are free."""
     corrupt_pause_s: float = 30.0
     """A shard whose log contradicts itself is left alone for so long; a person must look."""
-    owner: OwnerLimits = field(default_factory=OwnerLimits)
 
 
 @dataclass(frozen=True)
@@ -81,126 +61,113 @@ def plan_moves(
 
 
 class ShardHost:
-    """Competes for the leases of its wanted shards and runs an owner for each that it holds."""
+    """Competes for the leases of its wanted shards and serves each that it holds."""
 
     def __init__(
         self,
         coordination: Coordination,
-        store: LogStore,
         member: Member,
         plane: str,
-        machines: Callable[[int], Machine],
         shards: Sequence[int],
-        clock: Clock,
-        nonces: Callable[[], bytes],
+        serve: Serve,
+        monotonic_s: Callable[[], float],
         limits: HostLimits | None = None,
-        owner_type: type[Owner] = Owner,
     ) -> None:
-        self.plane = plane
+        """`plane` names the leases: `<plane>/<shard>`."""
         self._coordination = coordination
-        self._store = store
         self._member = member
-        self._machines = machines
+        self._plane = plane
         self._shards = tuple(shards)
-        self._clock = clock
-        self._nonces = nonces
+        self._serve = serve
+        self._monotonic_s = monotonic_s
         self._limits = limits or HostLimits()
-        self._owner_type = owner_type
-        self._membership: HeldLease | None = None
-        self._tenures: dict[int, tuple[Tenure, asyncio.Task[None]]] = {}
+        self._membership: asyncio.Future[None] | None = None
+        self._stays: dict[int, tuple[asyncio.Event, asyncio.Future[None]]] = {}
         self._not_before_s: dict[int, float] = {}
         self._stopping = False
 
-    def owner_of(self, shard: int) -> Owner | None:
-        """Return the owner of a shard if it is served here now."""
-        entry = self._tenures.get(shard)
-        owner = entry[0].owner if entry else None
-        return owner if owner is not None and owner.stopped_by is None else None
-
-    @property
-    def owned_shards(self) -> tuple[int, ...]:
-        return tuple(shard for shard in self._shards if self.owner_of(shard) is not None)
-
     async def run(self) -> None:
         """Take, keep and give up shards until `stop`."""
-        while not self._stopping:
-            try:
-                await self._tick()
-            except Transient as error:
-                log.info("shard_host_waits", process=self._member.process, reason=str(error))
-            except Exception:  # one odd document must not leave the other shards to nobody
-                log.exception("shard_host_failed", process=self._member.process)
-            await asyncio.sleep(self._limits.tick_s)
+        self._membership = asyncio.ensure_future(
+            keep_member(
+                self._coordination,
+                self._member,
+                ttl_s=self._limits.lease_ttl_s,
+                monotonic_s=self._monotonic_s,
+            )
+        )
+        try:
+            while not self._stopping:
+                try:
+                    await self._tick()
+                except Transient as error:
+                    log.info("shard_host_waits", process=self._member.process, reason=str(error))
+                except Exception:  # one odd document must not leave the other shards to nobody
+                    log.exception("shard_host_failed", process=self._member.process)
+                await asyncio.sleep(self._limits.tick_s)
+        finally:
+            self._membership.cancel()
 
     async def stop(self) -> None:
-        """Drain all owners, hand their leases back, leave."""
+        """Leave all shards, hand their leases back, then leave the others."""
         self._stopping = True
-        entries = list(self._tenures.values())
-        for tenure, _ in entries:
-            tenure.give_up()
-        await asyncio.gather(*(task for _, task in entries), return_exceptions=True)
+        for leave, _ in self._stays.values():
+            leave.set()
+        stays = [stay for _, stay in self._stays.values()]
+        await asyncio.gather(*stays, return_exceptions=True)
         if self._membership is not None:
-            await self._membership.release()
+            self._membership.cancel()
+            await asyncio.wait([self._membership])
 
     async def _tick(self) -> None:
-        self._reap()
-        await self._keep_membership()
         live = await self._live_hosts()
         holders = await self._holders()
+        if self._stopping:
+            return
         moves = plan_moves(self._member.process, live, self._shards, holders)
-        now_s = self._clock.monotonic_s()
+        now_s = self._monotonic_s()
         for shard in moves.take:
-            if shard not in self._tenures and self._not_before_s.get(shard, now_s) <= now_s:
-                self._begin(shard)
+            if shard not in self._stays and self._not_before_s.get(shard, now_s) <= now_s:
+                leave = asyncio.Event()
+                stay = asyncio.ensure_future(self._stay(shard, leave))
+                self._stays[shard] = (leave, stay)
         for shard in moves.give:
-            if shard in self._tenures:
-                self._tenures[shard][0].give_up()
+            if shard in self._stays:
+                self._stays[shard][0].set()
 
-    def _reap(self) -> None:
-        for shard, (tenure, task) in list(self._tenures.items()):
-            if task.done():
-                del self._tenures[shard]
-                if not task.cancelled() and task.exception() is not None:
-                    log.error("shard_failed", shard=shard, error=repr(task.exception()))
-                if isinstance(tenure.ended_by, Corrupt):
-                    pause_s = self._limits.corrupt_pause_s
-                    self._not_before_s[shard] = self._clock.monotonic_s() + pause_s
+    async def _stay(self, shard: int, leave: asyncio.Event) -> None:
+        """Live through one stay; a shard that someone else holds is no error."""
+        name = f"{self._plane}/{shard}"
+        try:
+            await self._hold(name, shard, leave)
+        except Corrupt as error:
+            self._not_before_s[shard] = self._monotonic_s() + self._limits.corrupt_pause_s
+            log.error("shard_corrupt", shard=name, reason=str(error))
+        except HongbaoError as error:
+            log.info("shard_left", shard=name, reason=str(error))
+        except Exception:  # outermost level of a task: a bug in one shard harms no other
+            log.exception("shard_failed", shard=name)
+        finally:
+            del self._stays[shard]
 
-    def _begin(self, shard: int) -> None:
-        tenure = Tenure(
-            f"{self.plane}/{shard}",
-            partial(self._acquire, f"{self.plane}/{shard}"),
-            partial(self._take_over, shard),
-            self._limits.drain_s,
-        )
-        self._tenures[shard] = (tenure, asyncio.ensure_future(tenure.run()))
-
-    async def _take_over(self, shard: int, held: HeldLease) -> Owner:
-        return await self._owner_type.take_over(
-            self._store,
-            self.plane,
-            shard,
-            epoch=held.lease.epoch,
-            nonce=self._nonces(),
-            lease_valid=held.valid,
-            machine=self._machines(shard),
-            limits=self._limits.owner,
-        )
-
-    async def _acquire(self, name: str) -> HeldLease | None:
-        return await HeldLease.acquire(
+    async def _hold(self, name: str, shard: int, leave: asyncio.Event) -> None:
+        held = await HeldLease.acquire(
             self._coordination,
             name,
             self._member.process,
             ttl_s=self._limits.lease_ttl_s,
             value=self._member.to_json(),
-            monotonic_s=self._clock.monotonic_s,
+            monotonic_s=self._monotonic_s,
         )
-
-    async def _keep_membership(self) -> None:
-        """Be seen by the other hosts: each tick renews, a lost membership is taken anew."""
-        if self._membership is None or not await self._membership.renew():
-            self._membership = await self._acquire(f"member/{self._member.process}")
+        if held is None:
+            return
+        keeping = asyncio.ensure_future(held.keep())
+        keeping.add_done_callback(lambda _: leave.set())
+        try:
+            await self._serve(shard, held, leave)
+        finally:
+            keeping.cancel()
+            await held.release()
 
     async def _live_hosts(self) -> list[str]:
         facts = await self._coordination.read_prefix("lease/member/")
@@ -209,11 +176,11 @@ class ShardHost:
 
     async def _holders(self) -> dict[int, str]:
         """Return who holds which shard; what our last incarnation held is free for us."""
-        prefix = f"lease/{self.plane}/"
+        prefix = f"lease/{self._plane}/"
         holders = {}
         for fact in await self._coordination.read_prefix(prefix):
             shard = int(fact.key.removeprefix(prefix))
             process = Member.from_json(fact.value).process
-            if process != self._member.process or shard in self._tenures:
+            if process != self._member.process or shard in self._stays:
                 holders[shard] = process
         return holders

@@ -68,6 +68,8 @@ class OwnerLimits:
     retry_s: float = 0.01
     """First back-off after a store error; doubles up to `retry_s_max`."""
     retry_s_max: float = 2.0
+    drain_s: float = 5.0
+    """A hand-over that takes longer becomes a stop."""
 
     def __post_init__(self) -> None:
         overhead = BLOCK_OVERHEAD_BYTES + ENTRY_OVERHEAD_BYTES * self.block_operations_max

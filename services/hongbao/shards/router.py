@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 
 from hongbao.domain.errors import Ambiguous, Fenced, HongbaoError, Overloaded, Transient
-from hongbao.shards.host import Member
+from hongbao.shards.member import Member
 from hongbao.shards.owner import Owner
 from hongbao.shards.ports import Coordination, Versioned
 

@@ -1,80 +1,82 @@
-"""Owns one stay of this process at a shard: lease, take-over, service, hand-over."""
+"""Owns serving the shards that a host holds: take-over, service, hand-over."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
-from hongbao.domain.errors import Corrupt, Fenced, HongbaoError, Transient
+from hongbao.domain.errors import Fenced
 from hongbao.shards.lease import HeldLease
-from hongbao.shards.owner import Owner
+from hongbao.shards.machine import Machine
+from hongbao.shards.owner import Owner, OwnerLimits
+from hongbao.shards.ports import LogStore
 
 log = structlog.get_logger()
 
-Acquire = Callable[[], Awaitable[HeldLease | None]]
-TakeOver = Callable[[HeldLease], Awaitable[Owner]]
 
+class Owners:
+    """Is the owners of a plane's shards in this process, one for each that it holds."""
 
-class Tenure:
-    """Holds one shard's lease and runs its owner until either ends."""
+    def __init__(
+        self,
+        store: LogStore,
+        plane: str,
+        machines: Callable[[int], Machine],
+        nonces: Callable[[], bytes],
+        limits: OwnerLimits | None = None,
+        owner_type: type[Owner] = Owner,
+    ) -> None:
+        self._store = store
+        self._plane = plane
+        self._machines = machines
+        self._nonces = nonces
+        self._limits = limits or OwnerLimits()
+        self._owner_type = owner_type
+        self._owners: dict[int, Owner] = {}
 
-    def __init__(self, name: str, acquire: Acquire, take_over: TakeOver, drain_s: float) -> None:
-        self.owner: Owner | None = None
-        self.ended_by: HongbaoError | None = None
-        self._name = name
-        self._acquire = acquire
-        self._take_over = take_over
-        self._drain_s = drain_s
-        self._give_up = asyncio.Event()
+    def find(self, plane: str, shard: int) -> Owner | None:
+        """Return the owner of a shard if it is served here now."""
+        owner = self._owners.get(shard) if plane == self._plane else None
+        return owner if owner is not None and owner.stopped_by is None else None
 
-    def give_up(self) -> None:
-        """Ask for a hand-over: drain the owner, then release the lease."""
-        self._give_up.set()
+    async def serve(self, shard: int, held: HeldLease, leave: asyncio.Event) -> None:
+        """Serve a shard until its owner stops or is told to leave (a host's Serve).
 
-    async def run(self) -> None:
-        """Live through one tenure; a shard that someone else holds is no error."""
-        try:
-            held = await self._acquire()
-        except Transient as error:
-            self.ended_by = error
-            return
-        if held is None:
-            return
-        keeping = asyncio.ensure_future(held.keep())
-        try:
-            await self._serve(held, keeping)
-        except HongbaoError as error:
-            self.ended_by = error
-        finally:
-            keeping.cancel()
-            await held.release()
-        self._report(held.lease.epoch)
-
-    async def _serve(self, held: HeldLease, keeping: asyncio.Future[None]) -> None:
-        self.owner = owner = await self._take_over(held)
-        log.info("shard_taken_over", shard=self._name, epoch=owner.epoch, position=owner.position)
+        Raises whatever ended it; Fenced for a hand-over.
+        """
+        owner = await self._owner_type.take_over(
+            self._store,
+            self._plane,
+            shard,
+            epoch=held.lease.epoch,
+            nonce=self._nonces(),
+            lease_valid=held.valid,
+            machine=self._machines(shard),
+            limits=self._limits,
+        )
+        log.info(
+            "shard_taken_over",
+            shard=str(owner.shard),
+            epoch=owner.epoch,
+            position=owner.position,
+        )
+        self._owners[shard] = owner
         waits: list[asyncio.Future[Any]] = [
-            keeping,
             asyncio.ensure_future(owner.wait_stopped()),
-            asyncio.ensure_future(self._give_up.wait()),
+            asyncio.ensure_future(leave.wait()),
         ]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             # Without its lease the owner begins nothing, but finds out about a block in flight.
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._drain_s):
+                async with asyncio.timeout(self._limits.drain_s):
                     await owner.drain()
         finally:
-            for wait in waits[1:]:
+            for wait in waits:
                 wait.cancel()
-            reason = f"{self._name}: epoch {owner.epoch} lost its lease or was told to stop"
+            del self._owners[shard]
+            reason = f"{owner.shard}: epoch {owner.epoch} lost its lease or was told to stop"
             await owner.stop(Fenced(reason))
-            self.ended_by = owner.stopped_by
-
-    def _report(self, epoch: int) -> None:
-        if isinstance(self.ended_by, Corrupt):
-            log.error("shard_corrupt", shard=self._name, epoch=epoch, reason=str(self.ended_by))
-        else:
-            log.info("shard_left", shard=self._name, epoch=epoch, reason=str(self.ended_by))
+        raise await owner.wait_stopped()
