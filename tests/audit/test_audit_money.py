@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hongbao.adapters import sql
 from hongbao.audit.findings import EQUATIONS
+from hongbao.domain.claim import CLOSING
 from hongbao.domain.cursor import RESERVED, CursorEntry
 from hongbao.domain.errors import Rejected
 from hongbao.domain.ids import Fen
@@ -232,6 +233,14 @@ async def plant_falling_epoch(run: Run) -> None:
     await run.log_and_settle(0, [block], settle=False)
 
 
+async def plant_claim_behind_the_closing(run: Run) -> None:
+    closing = Block(BlockKind.OPERATIONS, 1, b"x" * 16, 9, (CLOSING,))
+    await run.log_and_settle(0, [closing])
+    assert (await run.audit()).holds
+    claim = shard_claims(run.minted, 0)[60]
+    await run.log_and_settle(0, blocks_of([claim], position=10), settle=False)
+
+
 async def plant_broken_block(run: Run) -> None:
     await run.store.create(ShardKey("claims", 0).log(9), b"nonsense")
 
@@ -262,6 +271,7 @@ PLANTED: list[tuple[Plant, set[str]]] = [
     (plant_second_claim, {"packet_opened_once"}),
     (plant_gap, {"logs_whole"}),
     (plant_falling_epoch, {"logs_whole"}),
+    (plant_claim_behind_the_closing, {"logs_whole"}),
     (plant_broken_block, {"logs_whole"}),
     (plant_lost_log, {"logs_whole"}),
     (plant_greedy_refund, {"refunds_within_unclaimed", "books_balance", "pools_cover_payments"}),

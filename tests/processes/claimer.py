@@ -29,6 +29,7 @@ POINTS = (
     "half derived",
     "derived",
 )
+PAUSED = "paused"  # between looking at its lease and the append, until somebody sends SIGCONT
 LIED = "lied"  # the planted bug: the store says that the block is durable, and it is not
 ON_THE_WAY_S = 0.0005
 ANSWER_S = 0.05
@@ -49,6 +50,8 @@ class FatalStore:
         fatal = self._creates == self._call
         if fatal and self._point == "before append":
             die()
+        if fatal and self._point == PAUSED:
+            os.kill(os.getpid(), signal.SIGSTOP)
         if fatal and self._point == "append sent":
             sent = asyncio.ensure_future(self._inner.create(key, value))
             await asyncio.sleep(ON_THE_WAY_S)

@@ -33,7 +33,7 @@ from hongbao.client.identity import TestIdentity
 from hongbao.client.load import LoadRun
 from hongbao.client.plan import LoadPlan, Phase
 from hongbao.client.stats import Totals
-from hongbao.domain.claim import Claim, parse_claim
+from hongbao.domain.claim import Claim, logged_claims, parse_claim
 from hongbao.domain.timeline import Timeline
 from hongbao.shards.block import decode_block, position_of
 
@@ -264,7 +264,7 @@ async def read_claims(run: RunDir) -> list[Claim]:
     return [
         parse_claim(entry)
         for key, data in pairs
-        for entry in decode_block(data, position=position_of(key)).entries
+        for entry in logged_claims(decode_block(data, position=position_of(key)).entries)
     ]
 
 

@@ -7,8 +7,10 @@ import hypothesis.strategies as st
 import pytest
 from hongbao.domain.claim import (
     CLAIM_BYTES,
+    CLOSING,
     Claim,
     claims_array,
+    closed_key,
     pack_claim,
     parse_claim,
 )
@@ -141,7 +143,7 @@ def test_claims_read_back_one_by_one_and_as_an_array(some: list[Claim]) -> None:
 @given(st.binary(max_size=120))
 def test_bytes_that_are_no_claim_change_nothing(noise: bytes) -> None:
     machine = ClaimsMachine(SHARD)
-    if len(noise) == CLAIM_BYTES and noise[:2] == b"\0\1":
+    if (len(noise) == CLAIM_BYTES and noise[:2] == b"\0\1") or noise == CLOSING:
         return
     with pytest.raises(Rejected):
         machine.decide(noise, 1)
@@ -252,3 +254,33 @@ def test_a_snapshot_that_is_cut_padded_or_foreign_is_corrupt() -> None:
 def test_a_result_of_other_length_is_corrupt() -> None:
     with pytest.raises(Corrupt):
         parse_result(b"\1")
+
+
+def test_a_closed_log_opens_nothing_and_stays_closed_over_snapshots_and_replay() -> None:
+    machine = ClaimsMachine(SHARD)
+    first = pack_claim(claim_of(1, 5))
+    machine.decide(first, 0)
+    closing = machine.decide(CLOSING, 1)
+    assert isinstance(closing, Append)
+    assert closing.entry == CLOSING
+    assert machine.derive(CLOSING) == ((closed_key(3), b"\x01"),)
+    restored, replayed = ClaimsMachine(SHARD), ClaimsMachine(SHARD)
+    restored.restore(machine.snapshot())
+    for entry in (first, CLOSING):
+        replayed.apply(entry, 0)
+    for closed in (machine, restored, replayed):
+        for operation in (pack_claim(claim_of(2, 5)), first, CLOSING):
+            decision = closed.decide(operation, 2)
+            assert isinstance(decision, Answer)
+            assert parse_result(decision.result) == (ClaimOutcome.CLOSED, 0)
+
+
+def test_a_repeat_finds_its_claim_in_a_block_that_the_closing_ends() -> None:
+    machine = ClaimsMachine(SHARD)
+    for serial in (1, 2):
+        machine.apply(pack_claim(claim_of(serial, 5)), 0)
+    entries = [pack_claim(claim_of(1, 5)), CLOSING]
+    block = encode_block(Block(BlockKind.OPERATIONS, 1, bytes(16), 0, entries))
+    repeat, missing = pack_claim(claim_of(1, 5)), pack_claim(claim_of(2, 5))
+    assert parse_result(machine.answer(repeat, block)) == (ClaimOutcome.REPEATED, 101)
+    assert parse_result(machine.answer(missing, block)) == (ClaimOutcome.CONTRADICTION, 0)

@@ -14,7 +14,7 @@ from hongbao.cipher.derive import binding_key, ticket_keys
 from hongbao.cipher.encipher import encipher_span
 from hongbao.domain.assignment import AccessPod, plan_assignment
 from hongbao.domain.campaign import Slot
-from hongbao.domain.claim import Claim, parse_claim
+from hongbao.domain.claim import CLOSING, Claim, logged_claims, parse_claim
 from hongbao.domain.ids import KeyId, SlotNumber
 from hongbao.domain.manifest import PacketIndex
 from hongbao.domain.ticket import FILE_RECORDS_AT, RECORD_BYTES, campaign_hash
@@ -66,7 +66,7 @@ class World:
 
     async def submit(self, plane: str, shard: int, operation: bytes) -> bytes:
         assert plane == "claims"
-        if operation != PROBE:
+        if operation not in (PROBE, CLOSING):
             self.submitted += 1
             await self.gate.wait()
         return await self.owners[shard].submit(operation)
@@ -131,7 +131,9 @@ class World:
         found = []
         for shard in self.owners:
             blocks = await read_blocks(self.store, ShardKey("claims", shard), 0, 1000, limit=1000)
-            found += [parse_claim(entry) for block in blocks for entry in block.entries]
+            found += [
+                parse_claim(entry) for block in blocks for entry in logged_claims(block.entries)
+            ]
         return found
 
     async def deny(self, *key_ids: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hongbao.adapters.memory import MemoryStore
 from hongbao.api import switches
+from hongbao.domain.claim import CLOSING
 from hongbao.domain.errors import Corrupt, Transient
 from hongbao.domain.manifest import Manifest
 from hongbao.settle.memory import MemoryLedger
@@ -18,7 +19,7 @@ from hongbao.settle.ports import TransferState
 from hongbao.settle.rules import Rules, parse_active, parse_keys
 from hongbao.settle.run import Settlement, SettleTiming, log_lag
 from hongbao.settle.settler import Settler
-from hongbao.shards.block import ShardKey
+from hongbao.shards.block import Block, BlockKind, ShardKey
 from hongbao.shards.host import HostLimits, ShardHost
 from hongbao.shards.lease import HeldLease
 from hongbao.shards.member import Member
@@ -118,6 +119,21 @@ async def test_the_log_is_settled_up_to_the_applied_position_and_not_past_it(sta
     assert len(stage.ledger.transfers) == 40
     counted = stage.registry.get_sample_value("hongbao_settle_claims_total", {"outcome": "posted"})
     assert counted == 40
+
+
+async def test_blocks_without_claims_are_no_lag(stage: Stage) -> None:
+    """Refunds do not wait for a settle process that has nothing to pay."""
+    blocks = blocks_of(shard_claims(stage.minted, count=400), size=2)
+    closing = Block(BlockKind.OPERATIONS, 1, bytes(16), len(blocks), (CLOSING,))
+    await write_log(stage.store, 0, [*blocks, closing])
+    assert await log_lag(stage.store, 0, len(blocks) - 3) == 3
+    assert await log_lag(stage.store, 0, len(blocks)) == 0
+    epochs = [
+        Block(BlockKind.EPOCH, 1, bytes(16), position, ())
+        for position in range(len(blocks) + 1, len(blocks) + 301)
+    ]
+    await write_log(stage.store, 0, epochs)
+    assert await log_lag(stage.store, 0, len(blocks)) == 0
 
 
 async def test_a_key_that_is_denied_meanwhile_is_not_paid_from_the_next_block_on(

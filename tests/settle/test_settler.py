@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from hongbao.adapters import sql
 from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
-from hongbao.domain.claim import Claim, parse_claim
+from hongbao.domain.claim import CLOSING, Claim, parse_claim
 from hongbao.domain.errors import Corrupt, Fenced, Transient
 from hongbao.settle.book import Book, KeyRules, map_amounts
 from hongbao.settle.fund import Minted
@@ -297,3 +298,13 @@ def test_every_packet_of_a_campaign_can_be_claimed_and_paid(minted: MintedCampai
         settler_on(ledger, shard).settle(blocks_of(shard_claims(minted, shard)), book)
     assert len(ledger.transfers) == minted.manifest.packets
     assert sum(one.amount_fen for one in ledger.transfers.values()) == minted.manifest.total_fen
+
+
+def test_the_entry_that_closes_a_log_is_no_claim(minted: MintedCampaign) -> None:
+    claims = shard_claims(minted, count=12)
+    blocks = blocks_of(claims)
+    blocks[-1] = replace(blocks[-1], entries=(*blocks[-1].entries, CLOSING))
+    ledger = MemoryLedger()
+    assert settler_on(ledger).settle(blocks, book_of(minted)).blocks == len(blocks)
+    assert paid(ledger) == claimed(claims)
+    assert ledger.quarantine == {}

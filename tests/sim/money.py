@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hongbao.domain.claim import Claim, pack_claim, parse_claim
+from hongbao.domain.claim import CLOSING, Claim, logged_claims, pack_claim, parse_claim
 from hongbao.domain.errors import Fenced, Transient
 from hongbao.redeem.machine import ClaimOutcome, ClaimsMachine, parse_result
 from hongbao.settle.book import Book
@@ -27,6 +27,7 @@ from tests.sim.history import Call, Violation
 
 PACKETS_A_SHARD = 12
 USERS = 5
+CLOSING_CHANCE = 0.02
 ROUNDS_MAX = 100
 SETTLED_AT_MS = 1_700_000_002_000
 
@@ -84,6 +85,8 @@ class ClaimsScenario:
 
     def operation(self, client: int, dice: Dice) -> tuple[int, bytes]:
         shard = dice.choose(self.shards)
+        if dice.happens(CLOSING_CHANCE):
+            return shard, CLOSING
         packet = dice.choose(self._packets[shard])
         user = 1 + dice.below(USERS)
         opened_at_ms = packet.opened_at_ms + dice.below(1000)
@@ -115,9 +118,17 @@ class ClaimsScenario:
             claim.serial: claim
             for blocks in logs.values()
             for block in blocks
-            for claim in map(parse_claim, block.entries)
+            for claim in map(parse_claim, logged_claims(block.entries))
         }
-        return [*self._check_ledger(claims), *_check_answers(claims, calls)]
+        closed = {
+            shard: [CLOSING in block.entries for block in blocks] for shard, blocks in logs.items()
+        }
+        found = [*self._check_ledger(claims), *_check_answers(claims, closed, calls)]
+        for shard, closings in closed.items():
+            behind = logs[shard][closings.index(True) + 1 :] if any(closings) else []
+            if any(block.entries for block in behind):
+                found.append(Violation("nothing lies behind a closing", f"claims/{shard}"))
+        return found
 
     def _settler(self, shard: int) -> Settler:
         return Settler(
@@ -163,13 +174,20 @@ class DoubleSettleScenario(ClaimsScenario):
     ledger_type = MovesLater
 
 
-def _check_answers(claims: Mapping[int, Claim], calls: Sequence[Call]) -> list[Violation]:
+def _check_answers(
+    claims: Mapping[int, Claim], closed: Mapping[int, Sequence[bool]], calls: Sequence[Call]
+) -> list[Violation]:
     """What a user was told is what the log says, for ever."""
     found = []
     for call in calls:
         if call.result is None:
             continue
-        asked, told = parse_claim(call.operation), parse_result(call.result)
+        told = parse_result(call.result)
+        if call.operation == CLOSING or told.outcome == ClaimOutcome.CLOSED:
+            if told.outcome != ClaimOutcome.CLOSED or not any(closed[call.shard]):
+                found.append(Violation("closed is what the log closes", str(call)))
+            continue
+        asked = parse_claim(call.operation)
         claim = claims.get(asked.serial)
         if claim is None:
             found.append(Violation("no acknowledged claim is lost", str(call)))

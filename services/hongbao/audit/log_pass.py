@@ -4,6 +4,7 @@ It does not stop at the applied position: a block that is in the log is durable,
 claim in it. Marks every packet that was opened. Refuses to use the code that settles.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from hongbao.audit.findings import Findings
 from hongbao.audit.packets import HELD, OPENED, TRANSFERRED, UNSETTLED, Columns, Ints, Packets
-from hongbao.domain.claim import claims_array
+from hongbao.domain.claim import CLOSING, claims_array, logged_claims
 from hongbao.domain.errors import Corrupt
 from hongbao.shards.block import Block, ShardKey, decode_block, position_of
 from hongbao.shards.ports import LogStore
@@ -67,13 +68,19 @@ async def read_logs(
     for shard in sorted(shards | set(positions)):
         settled_to = positions.get(shard, 0)
         blocks = claims = epoch = 0
+        closed = False
         chunk: list[Block] = []
         async for block in _blocks(store, shard, findings):
             if block.epoch < epoch:
                 findings.add("logs_whole", shard=shard, position=block.position, epoch=block.epoch)
             epoch = max(epoch, block.epoch)
             blocks += 1
-            claims += len(block.entries)
+            if closed and block.entries:
+                findings.add(
+                    "logs_whole", shard=shard, position=block.position, says="closed before"
+                )
+            closed = closed or CLOSING in block.entries
+            claims += len(logged_claims(block.entries))
             chunk.append(block)
             if len(chunk) == CHUNK_BLOCKS:
                 _read_chunk(shard, chunk, settled_to, packets, sums, findings)
@@ -115,15 +122,16 @@ def _read_chunk(
     sums: LogSums,
     findings: Findings,
 ) -> None:
+    entries = [logged_claims(block.entries) for block in blocks]
     try:
-        claims = claims_array(b"".join(entry for block in blocks for entry in block.entries))
+        claims = claims_array(b"".join(itertools.chain.from_iterable(entries)))
     except Corrupt as error:
         span = f"{blocks[0].position} to {blocks[-1].position}"
         findings.add("logs_whole", shard=shard, positions=span, says=str(error))
         return
     if not len(claims):
         return
-    counts = [len(block.entries) for block in blocks]
+    counts = [len(one) for one in entries]
     position = np.repeat([block.position for block in blocks], counts)
     found = packets.find(claims["serial"].astype(np.int64))
     good = _check_claims(shard, claims, found, packets, findings)

@@ -5,6 +5,7 @@ Exit codes: 0 done (or done before), 2 refused, 75 too early: try again.
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +25,10 @@ from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.timeline import OPEN_GRACE_MS, Closed, Timeline
+from hongbao.redeem.closing import close_logs, open_logs
 from hongbao.settle.fund import Backlog, FundMovement, Minted, Pool, check_over, plan_pay_in
 from hongbao.settle.run import log_lag
+from hongbao.shards.block import NONCE_BYTES
 from hongbao.shards.ports import Coordination
 
 WAIT_S = 10.0
@@ -160,7 +163,7 @@ async def refund_run(
     """Close the campaign and return what nobody claimed. Raises Transient while it must wait.
 
     The order is what keeps money that goes back from being claimed: closed, obeyed by every
-    redeem process, settled to the end of the logs, then refunded.
+    redeem process, every log closed, settled to the end of the logs, then refunded.
     """
     async with stores.open_stores(run) as opened:
         minted = await money.read_minted(opened)
@@ -174,6 +177,7 @@ async def refund_run(
             await close_campaign(
                 opened.coordination, opened.campaign.campaign, Closed(now_ms, by), wait_s
             )
+            await _close_logs(opened, minted.claims_shards, wait_s)
 
             async def observe() -> Backlog:
                 lag_blocks = {
@@ -199,6 +203,24 @@ async def close_campaign(
     written = await coordination.compare_and_put(key, closed.to_json(), revision=0)
     document = written or await coordination.read(key)
     await wait_acked(coordination, key, "redeem", document.revision, wait_s)
+
+
+async def _close_logs(opened: stores.Stores, shards: list[int], wait_s: float) -> None:
+    """Close every claims log. Raises Transient naming the shards that are held and stay open."""
+    try:
+        async with asyncio.timeout(wait_s):
+            await close_logs(
+                opened.coordination,
+                opened.log_store,
+                shards,
+                process=f"fund-refund-{os.urandom(4).hex()}",
+                nonces=lambda: os.urandom(NONCE_BYTES),
+                monotonic_s=SystemClock().monotonic_s,
+            )
+    except TimeoutError:
+        still_open = await open_logs(opened.log_store, shards)
+        names = ", ".join(f"claims/{shard}" for shard in still_open)
+        raise Transient(f"closed, but somebody holds open the logs of {names}") from None
 
 
 async def _wait_settled(observe: Callable[[], Awaitable[Backlog]], wait_s: float) -> None:

@@ -11,13 +11,12 @@ from hongbao.domain.manifest import Manifest
 from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.role import RedeemRole, RedeemSecrets
 from hongbao.redeem.service import PLANE
+from hongbao.shards.block import NONCE_BYTES
 from hongbao.shards.host import HostLimits, ShardHost
 from hongbao.shards.peers import GrpcPeers, add_shards_service
 from hongbao.shards.router import ShardRouter
 from hongbao.shards.tenure import Owners
 from hongbao.transport.dispatcher import Method
-
-NONCE_BYTES = 16
 
 
 async def start_redeem(process: Process, stores: SharedState) -> StartedRole:

@@ -6,6 +6,7 @@ numpy array (seed 000 §10, R43: an open is one insert).
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -37,6 +38,11 @@ CLAIM_DTYPE: Final = np.dtype(
         ("opened_at_ms", ">u8"),
     ]
 )
+CLOSING: Final = b"closed"
+"""Is the last entry of a claims log that is closed, and the operation that asks for it.
+
+The log decides: whoever owns the shard later has read it, so no claim comes behind it (R36).
+"""
 
 assert CLAIM_BYTES == CLAIM_DTYPE.itemsize == 52
 assert CLAIM_DTYPE.fields is not None
@@ -74,6 +80,16 @@ def parse_claim(entry: bytes) -> Claim:
     if version != CLAIM_VERSION:
         raise Corrupt(f"claim of version {version}, want {CLAIM_VERSION}")
     return Claim(*fields)
+
+
+def closed_key(shard: int) -> bytes:
+    """Return the key whose presence says that a claims shard's log is closed."""
+    return b"closed/claims/%010d" % shard
+
+
+def logged_claims(entries: Sequence[bytes]) -> Sequence[bytes]:
+    """Return the claims of a block: all its entries, but for the closing one at the end."""
+    return entries[:-1] if entries and entries[-1] == CLOSING else entries
 
 
 def claims_array(entries: bytes) -> "np.ndarray[tuple[int], np.dtype[np.void]]":

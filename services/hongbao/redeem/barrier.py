@@ -43,14 +43,17 @@ class BlockBarrier:
         """Ask the shards of another set of schemes too; shards once known may hold claims."""
         self._shards |= {file.claims_shard for one in manifests for file in one.files}
 
-    async def passed(self) -> None:
-        """Return when every block decided before this call has a known outcome."""
-        await asyncio.gather(*map(self._shard_passed, sorted(self._shards)))
+    async def passed(self, probe: bytes = PROBE) -> None:
+        """Return when every block decided before this call has a known outcome.
 
-    async def _shard_passed(self, shard: int) -> None:
+        `probe` is the operation that is decided behind them: PROBE, or CLOSING.
+        """
+        await asyncio.gather(*(self._shard_passed(shard, probe) for shard in sorted(self._shards)))
+
+    async def _shard_passed(self, shard: int, probe: bytes) -> None:
         while True:
             try:
-                await self._submit(self._plane, shard, PROBE)
+                await self._submit(self._plane, shard, probe)
                 return
             except Rejected:
                 return

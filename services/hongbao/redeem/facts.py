@@ -106,8 +106,8 @@ class Facts:
         return True
 
     def key_allowed(self, key_id: int) -> bool:
-        """Return whether packets under this key may be opened (R46); none once it is closed."""
-        return not self.closed and self.key_lists.permits(key_id)
+        """Return whether packets under this key may be opened (R46)."""
+        return self.key_lists.permits(key_id)
 
     def _apply_timeline(self, document: bytes) -> None:
         timeline = Timeline.from_json(document)

@@ -14,7 +14,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from hongbao.domain.claim import CLAIM_BYTES, CLAIM_CORE, CLAIM_CORE_AT, CLAIM_VERSION
+from hongbao.domain.claim import (
+    CLAIM_BYTES,
+    CLAIM_CORE,
+    CLAIM_CORE_AT,
+    CLAIM_VERSION,
+    CLOSING,
+    closed_key,
+    logged_claims,
+)
 from hongbao.domain.errors import Corrupt, Rejected
 from hongbao.shards.block import ShardKey, decode_block
 from hongbao.shards.machine import Answer, Append, Decision, Lookup
@@ -31,10 +39,10 @@ _RESULT: Final = struct.Struct(">BI")
 _RESULT_BYTES: Final = _RESULT.size
 _pack_result = _RESULT.pack
 _core_of = CLAIM_CORE.unpack_from
-_SNAPSHOT: Final = struct.Struct(">4sBI")
+_SNAPSHOT: Final = struct.Struct(">4sB?I")  # magic, version, closed, pages
 _SNAPSHOT_PAGE: Final = struct.Struct(">QI")
 _MAGIC: Final = b"HBCM"
-_VERSION: Final = 2
+_VERSION: Final = 3
 
 assert _NO_PAGE.itemsize == 4
 
@@ -47,6 +55,7 @@ class ClaimOutcome(IntEnum):
     REPEATED = 3  # by the same user before: the same answer as then
     REFUSED = 4  # the key was denied while the operation was on its way
     CONTRADICTION = 5  # the packet is open, but its claim is missing or another packet's
+    CLOSED = 6  # the campaign is over: nothing is opened behind this
 
 
 class ClaimResult(NamedTuple):
@@ -58,6 +67,7 @@ class ClaimResult(NamedTuple):
 
 _ALREADY_OPENED: Final = _pack_result(ClaimOutcome.ALREADY_OPENED, 0)
 _REFUSED: Final = _pack_result(ClaimOutcome.REFUSED, 0)
+_CLOSED: Final = _pack_result(ClaimOutcome.CLOSED, 0)
 _CONTRADICTION: Final = _pack_result(ClaimOutcome.CONTRADICTION, 0)
 
 
@@ -69,7 +79,8 @@ def parse_result(result: bytes) -> ClaimResult:
 
 
 class ClaimsMachine:
-    """Is the state of one claims shard (`shards.machine.Machine`); operations are packed claims.
+    """Is the state of one claims shard (`shards.machine.Machine`); operations are packed claims,
+    and CLOSING.
 
     Packets lie in pages of 4,096 of one file, which come into being with their first claim: 4
     bytes a packet, and files are opened from front to back. `key_allowed` is this process's deny
@@ -84,11 +95,16 @@ class ClaimsMachine:
         self._key_allowed = key_allowed
         self._pages: dict[int, array[int]] = {}
         """Per packet 1 + the position of the block with its claim; 0: nobody opened it."""
+        self._closed = False
 
     def decide(self, operation: bytes, position: int) -> Decision:
         """Open the packet for the user, or look up whose it is."""
         if len(operation) != CLAIM_BYTES or operation[1] != CLAIM_VERSION or operation[0]:
+            if operation == CLOSING:
+                return self._close()
             raise Rejected(f"operation of {len(operation)} bytes is no claim", field="operation")
+        if self._closed:
+            return Answer(_CLOSED)
         file, bit, amount_fen, _, _ = _core_of(operation, CLAIM_CORE_AT)
         if self._key_allowed is not None:
             key_id = operation[4] << 8 | operation[5]
@@ -113,7 +129,12 @@ class ClaimsMachine:
         return _pack_result(ClaimOutcome.REPEATED, amount_fen)
 
     def apply(self, entry: bytes, position: int) -> None:
-        """Open the packet of a logged claim. Raises Corrupt when it was open already."""
+        """Open the packet of a logged claim. Raises Corrupt when it was open, or all closed."""
+        if self._closed:
+            raise Corrupt(f"log {self._shard}: an entry lies behind its closing")
+        if entry == CLOSING:
+            self._closed = True
+            return
         if len(entry) != CLAIM_BYTES:
             raise Corrupt(f"claim of {len(entry)} bytes, want {CLAIM_BYTES}")
         file, bit, _, serial, _ = _core_of(entry, CLAIM_CORE_AT)
@@ -121,12 +142,12 @@ class ClaimsMachine:
             raise Corrupt(f"packet {serial} (file {file}, bit {bit}) has two claims in one log")
 
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
-        """Return nothing: a claim is found by its position in the log."""
-        return ()
+        """Return nothing for a claim: it is found by its position in the log."""
+        return ((closed_key(self._shard.shard), b"\x01"),) if entry == CLOSING else ()
 
     def snapshot(self) -> bytes:
         """Return where every claim lies, the same bytes for the same log."""
-        parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, len(self._pages))]
+        parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, self._closed, len(self._pages))]
         for number, page in sorted(self._pages.items()):
             places = np.frombuffer(page, np.uint32).astype(">u4").tobytes()
             opened = (len(places.rstrip(b"\0")) + 3) // 4
@@ -137,7 +158,7 @@ class ClaimsMachine:
         """Replace the state by a snapshot. Raises Corrupt when it is none."""
         if len(snapshot) < _SNAPSHOT.size:
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes")
-        magic, version, pages = _SNAPSHOT.unpack_from(snapshot)
+        magic, version, closed, pages = _SNAPSHOT.unpack_from(snapshot)
         if magic != _MAGIC or version != _VERSION:
             raise Corrupt(f"claims snapshot: magic {magic!r}, version {version}")
         restored, at = {}, _SNAPSHOT.size
@@ -155,12 +176,18 @@ class ClaimsMachine:
             at = end
         if at != len(snapshot):
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes says it has {at}")
-        self._pages = restored
+        self._pages, self._closed = restored, closed
 
     def opened_count(self) -> int:
         """Return how many packets of the shard are open."""
         pages = self._pages.values()
         return sum(int(np.count_nonzero(np.frombuffer(page, np.uint32))) for page in pages)
+
+    def _close(self) -> Decision:
+        if self._closed:
+            return Answer(_CLOSED)
+        self._closed = True
+        return Append(CLOSING, _CLOSED)
 
     def _open(self, file: int, bit: int, position: int) -> bool:
         """Note where the packet's claim lies; False when an earlier one opened it."""
@@ -188,7 +215,7 @@ class ClaimsMachine:
             entries = decode_block(block, position=self._opened_at(file, bit)).entries
         except Corrupt:
             return None
-        for entry in entries:
+        for entry in logged_claims(entries):
             its_file, its_bit, _, its_serial, _ = _core_of(entry, CLAIM_CORE_AT)
             if (its_file, its_bit, its_serial) == (file, bit, serial):
                 return entry

@@ -208,7 +208,7 @@ class OpenService:
         )
 
     def _not_opened(self, admitted: Admitted, outcome: int) -> Exception:
-        if outcome == ClaimOutcome.REFUSED and self._facts.closed:
+        if outcome == ClaimOutcome.CLOSED:
             return Rejected(CLOSED, field="campaign")
         if outcome == ClaimOutcome.REFUSED:
             return self._refused(Refusal(Cause.KEY, admitted.key_id, admitted.pod))

@@ -2,7 +2,8 @@
 
 A document that is broken is logged and not acknowledged; the last known good stays in force
 (design §6). A change is acknowledged once every open that began before it has ended, and no
-block that was decided before it is still on its way to the log (F20).
+block that was decided before it is still on its way to the log (F20). Once the campaign is
+closed, that means that every claims log is.
 """
 
 import asyncio
@@ -14,9 +15,10 @@ import structlog
 
 from hongbao.api.switches import PREFIX as SWITCHES
 from hongbao.api.switches import find_switch
+from hongbao.domain.claim import CLOSING
 from hongbao.domain.errors import Corrupt, HongbaoError, Rejected
 from hongbao.domain.ids import CampaignId
-from hongbao.redeem.barrier import BlockBarrier
+from hongbao.redeem.barrier import PROBE, BlockBarrier
 from hongbao.redeem.facts import PODS, Facts
 from hongbao.redeem.flights import Flights
 from hongbao.shards.ports import Coordination, Versioned
@@ -122,7 +124,7 @@ class FactsWatch:
             self._ack_wanted.clear()
             due, self._to_ack = self._to_ack, {}
             await self._flights.settled()
-            await self._barrier.passed()
+            await self._barrier.passed(CLOSING if self._facts.closed else PROBE)
             for key, revision in due.items():
                 await self._write_ack(key, revision)
 

@@ -2,8 +2,8 @@
 
 A sponsor's pool: paid in − credited − pending − held − returned. All that is left of it goes
 back once the campaign is over and every claim is settled: as refund what nobody claimed, as
-surplus what no packet was minted for (R35, R36, R40). Closing comes first: no redeem process
-opens a packet any more, so the logs cannot grow behind what refunds were computed from.
+surplus what no packet was minted for (R35, R36, R40). Closing comes first: every claims log has
+its last entry then, so none can grow behind what refunds were computed from.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from hongbao.domain.claim import claims_array
+from hongbao.domain.claim import claims_array, logged_claims
 from hongbao.domain.errors import Corrupt, HongbaoError, Transient
 from hongbao.domain.manifest import Manifest
 from hongbao.settle.book import Book, KeyRules
@@ -95,7 +95,7 @@ def judgeable(blocks: Sequence[Block], book: Book) -> Sequence[Block]:
     if not waiting:
         return blocks
     for count, block in enumerate(blocks):
-        if np.isin(claims_array(b"".join(block.entries))["slot"], waiting).any():
+        if np.isin(claims_array(b"".join(logged_claims(block.entries)))["slot"], waiting).any():
             if not count:
                 raise Transient(f"slots {waiting} play schemes that are not in the object store")
             return blocks[:count]

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from hongbao.domain.claim import logged_claims
 from hongbao.domain.errors import Corrupt, Fenced, Transient
 from hongbao.settle.payout import Payout
 from hongbao.settle.rules import Rules, judgeable
@@ -150,7 +151,16 @@ class Settlement:
 
 
 async def log_lag(store: LogStore, shard: int, position: int) -> int:
-    """Return how many durable blocks lie behind a position, applied or not, at most READ_AHEAD."""
-    key = ShardKey(PLANE, shard)
-    end = key.log(position + READ_AHEAD_BLOCKS)
-    return len(await store.scan(key.log(position), end, READ_AHEAD_BLOCKS))
+    """Return how many durable blocks with claims lie behind a position, applied or not.
+
+    At most about READ_AHEAD. Blocks that only begin an epoch or close the log are settled already.
+    """
+    lag = 0
+    while lag < READ_AHEAD_BLOCKS:
+        end = position + PAGE_BLOCKS
+        blocks = await read_blocks(store, ShardKey(PLANE, shard), position, end)
+        lag += sum(bool(logged_claims(block.entries)) for block in blocks)
+        if len(blocks) < PAGE_BLOCKS:
+            break
+        position = end
+    return lag

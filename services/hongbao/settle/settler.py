@@ -4,6 +4,7 @@ The ledger's position is the only truth about what was settled. Blocks may come 
 order: what lies before the position is dropped, what lies behind a gap waits (faults.md F5).
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from hongbao.domain.claim import claims_array
+from hongbao.domain.claim import claims_array, logged_claims
 from hongbao.domain.errors import Transient
 from hongbao.settle.book import Book, Ints, MintedPackets
 from hongbao.settle.checks import Claims, Reason, check_claims, find_repeats
@@ -87,8 +88,9 @@ class Settler:
         return replace(settled, blocks=len(mine))
 
     def _check(self, blocks: Sequence[Block], book: Book) -> _Round:
-        counts = [len(block.entries) for block in blocks]
-        claims = claims_array(b"".join(entry for block in blocks for entry in block.entries))
+        entries = [logged_claims(block.entries) for block in blocks]
+        counts = [len(one) for one in entries]
+        claims = claims_array(b"".join(itertools.chain.from_iterable(entries)))
         serials = claims["serial"].astype(np.int64)
         minted = book.look_up(claims["batch"].astype(np.int64), serials)
         reasons = check_claims(claims, minted, book, self.shard).astype(np.int64)

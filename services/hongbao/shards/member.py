@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final
 
 import structlog
@@ -31,7 +31,9 @@ class Member:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Member":
-        return cls(**json.loads(data))
+        """Read what a process wrote, of whatever version: fields come and go."""
+        shape = json.loads(data)
+        return cls(**{field.name: str(shape.get(field.name, "")) for field in fields(cls)})
 
 
 async def keep_member(
