@@ -177,10 +177,10 @@ async def test_keys_of_a_slot_load_when_it_starts_and_not_before(world: World) -
     with pytest.raises(Transient):
         await world.open(token)
     await world.open()
-    assert keys.loaded_slots == [1]
+    assert list(keys._loaded) == [1]
     world.clock.now_ms = START_MS + SLOT_MS - 2000
     assert (await world.open(token)).amount_fen > 0
-    assert keys.loaded_slots == [1, 2]
+    assert list(keys._loaded) == [1, 2]
 
 
 @pytest.mark.parametrize(("early_ms", "wait_s"), [(1, 0.001), (60_000, 5.0)])

@@ -116,7 +116,7 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
     def one_claim_per_packet(self) -> None:
         claims = [parse_claim(entry) for entry in self.log]
         assert {claim.serial: claim.user for claim in claims} == self.winners
-        assert len(claims) == len(self.winners) == self.machine.opened_count()
+        assert len(claims) == len(self.winners)
 
 
 TestClaimsAgainstADict = ClaimsAgainstADict.TestCase
@@ -189,7 +189,6 @@ def test_every_packet_has_a_place_of_its_own(opened: dict[tuple[int, int], int])
     for (file, bit), position in opened.items():
         operation = pack_claim(claim_of(1, 1, file=file, bit=bit))
         assert restored.decide(operation, position + 1) == Lookup(SHARD.log(position))
-    assert restored.opened_count() == len(opened)
 
 
 def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -252,6 +253,14 @@ async def test_a_shard_whose_log_is_broken_stops_alone(stage: Stage) -> None:
     ]
     await host.stop()
     await running
+
+
+async def test_a_log_whose_epochs_fall_is_not_settled(stage: Stage) -> None:
+    blocks = blocks_of(shard_claims(stage.minted, count=16))
+    await write_log(stage.store, 0, [*blocks[:2], replace(blocks[2], epoch=0)])
+    with pytest.raises(Corrupt, match="epochs fall"):
+        await stage.settlement().step()
+    assert stage.ledger.transfers == {}
 
 
 async def test_a_bug_in_settlement_is_corrupt_so_that_its_shard_is_left_alone(

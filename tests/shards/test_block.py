@@ -64,7 +64,6 @@ def test_keys_of_different_shards_and_kinds_never_meet() -> None:
             shard.applied(1),
             shard.checkpoint(),
             shard.checkpoint_chunk(1, 0, 0),
-            shard.reader("settle"),
         )
     ]
     assert len(set(keys)) == len(keys)

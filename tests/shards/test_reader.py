@@ -1,12 +1,10 @@
 """Readers of a log: in order, once, never past what is applied, from a durable position."""
 
-import asyncio
-
 import pytest
 from hongbao.domain.errors import Corrupt, Fenced
 from hongbao.shards.block import Block, BlockKind, ShardKey, encode_block
 from hongbao.shards.owner import Owner
-from hongbao.shards.reader import LogReader, PositionStore
+from hongbao.shards.reader import LogReader
 
 from tests.shards.faulty_store import FaultyStore
 from tests.sim.toy import ToyMachine, add
@@ -24,17 +22,22 @@ async def take_over(store: FaultyStore, epoch: int = 1) -> Owner:
     )
 
 
+async def positions(reader: LogReader, position: int) -> list[int]:
+    await reader.look(position)
+    return [block.position for block in await reader.read(position)]
+
+
 async def test_a_reader_never_passes_what_is_applied() -> None:
     store = FaultyStore()
     owner = await take_over(store)
     reader = LogReader(store, "toy", 1)
-    assert [position for position, _ in await reader.read()] == [0]
+    assert await positions(reader, 0) == [0]
     store.puts = ["held"]
     await owner.submit(add(1, 1))
-    assert await reader.read() == []
+    assert await positions(reader, 1) == []
     store.go.set()
     await owner.drain()
-    assert [position for position, _ in await reader.read()] == [1]
+    assert await positions(reader, 1) == [1]
 
 
 async def test_a_reader_goes_on_over_a_change_of_owners() -> None:
@@ -46,30 +49,12 @@ async def test_a_reader_goes_on_over_a_change_of_owners() -> None:
     await second.submit(add(99, 1))
     await second.drain()
     reader = LogReader(store, "toy", 1)
-    blocks = [block for _ in range(20) for _, block in await reader.read(limit=3)]
+    await reader.look(0)
+    blocks: list[Block] = []
+    while page := await reader.read(len(blocks), limit=3):
+        blocks += page
     assert [block.position for block in blocks] == [*range(33)]
     assert [block.epoch for block in blocks] == [1] * 31 + [2] * 2
-    assert await reader.read() == []
-
-
-async def test_follow_waits_for_what_comes() -> None:
-    store = FaultyStore()
-    owner = await take_over(store)
-    reader = LogReader(store, "toy", 1)
-
-    async def collect() -> list[int]:
-        seen = []
-        async for position, _ in reader.follow(poll_s=0.001):
-            seen.append(position)
-            if len(seen) == 4:
-                break
-        return seen
-
-    collecting = asyncio.create_task(collect())
-    for number in range(3):
-        await owner.submit(add(number, 1))
-        await asyncio.sleep(0.005)
-    assert await asyncio.wait_for(collecting, 5) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "older epoch"])
@@ -84,17 +69,23 @@ async def test_a_log_that_contradicts_itself_stops_the_reader(damage: str) -> No
             await store.create(shard.log(position), data)
         await store.put_many([(shard.applied(position), b"\x01")])
     with pytest.raises(Corrupt):
-        await LogReader(store, "toy", 1).read()
+        await positions(LogReader(store, "toy", 1), 0)
 
 
-async def test_positions_are_kept_by_reader_and_shard() -> None:
+async def test_epochs_that_fall_between_two_reads_stop_the_reader() -> None:
+    """Also where a consumer took only some of what it had read."""
     store = FaultyStore()
-    settle, bridge = PositionStore(store, "settle"), PositionStore(store, "bridge")
-    await settle.save("claims", 1, 17)
-    await settle.save("claims", 1, 18)
-    assert await settle.load("claims", 1) == 18
-    assert await settle.load("claims", 2) == 0
-    assert await bridge.load("claims", 1) == 0
+    shard = ShardKey("toy", 1)
+    for position, epoch in enumerate([5, 5, 5, 3]):
+        block = Block(BlockKind.EPOCH, epoch, bytes(16), position, ())
+        await store.create(shard.log(position), encode_block(block))
+        await store.put_many([(shard.applied(position), b"\x01")])
+    reader = LogReader(store, "toy", 1)
+    await reader.look(0)
+    assert len(await reader.read(0, limit=3)) == 3
+    assert len(await reader.read(1, limit=2)) == 2
+    with pytest.raises(Corrupt, match="epochs fall at block 3"):
+        await reader.read(3)
 
 
 async def test_a_killed_owners_block_is_read_once_its_successor_has_derived_it() -> None:
@@ -105,5 +96,6 @@ async def test_a_killed_owners_block_is_read_once_its_successor_has_derived_it()
     await owner.submit(add(1, 1))
     await owner.stop(Fenced("killed"))
     await take_over(store, epoch=2)
-    blocks = await LogReader(store, "toy", 1).read()
-    assert [len(block.entries) for _, block in blocks] == [0, 1, 0]
+    reader = LogReader(store, "toy", 1)
+    await reader.look(0)
+    assert [len(block.entries) for block in await reader.read(0)] == [0, 1, 0]

@@ -251,18 +251,19 @@ class Simulation:
     async def _be_reader(self, shard: int, name: str) -> None:
         store = SimStore(self.memory, self.network, self.dice, name)
         seen = self.history.reads.setdefault(shard, [])
-        reader = LogReader(store, self.scenario.plane, shard, position=len(seen))
+        reader = LogReader(store, self.scenario.plane, shard)
         machine = self.scenario.machine(shard)
         while True:
             try:
-                blocks = await reader.read(limit=4)
+                await reader.look(len(seen))
+                blocks = await reader.read(len(seen), limit=4)
             except Transient:
                 blocks = []
-            for position, block in blocks:
+            for block in blocks:
                 keys = [key for entry in block.entries for key, _ in machine.derive(entry)]
                 there = [await self.memory.get(key) is not None for key in keys]
-                seen.append(Seen(position, block, all(there)))
-                self.scenario.consume(shard, position, block)
+                seen.append(Seen(block.position, block, all(there)))
+                self.scenario.consume(shard, block.position, block)
             await asyncio.sleep(0.0 if blocks else 0.25)
 
     async def _make_trouble(self) -> None:

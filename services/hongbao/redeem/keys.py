@@ -31,10 +31,6 @@ class SlotKeys:
     def __repr__(self) -> str:
         return f"SlotKeys({self._campaign}, {len(self._masters)} keys, {len(self._loaded)} loaded)"
 
-    @property
-    def loaded_slots(self) -> list[int]:
-        return sorted(self._loaded)
-
     def use_manifests(self, manifests: Iterable[Manifest]) -> None:
         """Take another set of schemes; what was loaded is derived again when it is used."""
         self._key_ids, self._loaded = {}, {}

@@ -178,11 +178,6 @@ class ClaimsMachine:
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes says it has {at}")
         self._pages, self._closed = restored, closed
 
-    def opened_count(self) -> int:
-        """Return how many packets of the shard are open."""
-        pages = self._pages.values()
-        return sum(int(np.count_nonzero(np.frombuffer(page, np.uint32))) for page in pages)
-
     def _close(self) -> Decision:
         if self._closed:
             return Answer(_CLOSED)

@@ -4,7 +4,7 @@ Postings run in a thread, so that leases are renewed while a database waits for 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,10 +17,10 @@ from hongbao.settle.rules import Rules, judgeable
 from hongbao.settle.settler import Settled, Settler, cut_posting
 from hongbao.shards.block import Block, ShardKey
 from hongbao.shards.ports import LogStore
-from hongbao.shards.replay import PAGE_BLOCKS, applied_end, read_blocks
+from hongbao.shards.reader import READ_AHEAD_BLOCKS, LogReader
+from hongbao.shards.replay import PAGE_BLOCKS, read_blocks
 
 PLANE: Final = "claims"
-READ_AHEAD_BLOCKS: Final = 256
 RETRY_S_MAX: Final = 2.0
 
 log = structlog.get_logger()
@@ -63,7 +63,7 @@ class Settlement:
         offload: Offload = asyncio.to_thread,
     ) -> None:
         """`paused` tells whether the switch settle_pause is on; `payout` pays pending transfers."""
-        self._store = store
+        self._reader = LogReader(store, PLANE, settler.shard)
         self._settler = settler
         self._rules = rules
         self._payout = payout
@@ -99,12 +99,12 @@ class Settlement:
     async def step(self) -> bool:
         """Settle one posting; False when there was nothing."""
         position = await self._offload(self._settler.position)
-        blocks, end = await self._read(position)
-        self.lag_blocks = end - position
+        blocks = await self._read(position)
+        self.lag_blocks = self._reader.applied - position
         if not blocks:
             return False
         book = await self._rules.book()  # after the blocks: see settle.rules
-        blocks = list(judgeable(blocks, book))
+        blocks = judgeable(blocks, book)
         settled: Settled = await self._offload(self._settler.settle, blocks, book)
         self.lag_blocks -= settled.blocks
         if settled.quarantined:
@@ -122,17 +122,15 @@ class Settlement:
                 self._counts.paid_out(self._settler.shard, answer, getattr(done, answer))
         return done.calls > done.deferred
 
-    async def _read(self, position: int) -> tuple[list[Block], int]:
-        """Return blocks for one posting, and the end of what is applied."""
-        end = await applied_end(self._store, self._key, position, limit=READ_AHEAD_BLOCKS)
+    async def _read(self, position: int) -> Sequence[Block]:
+        """Return the blocks of one posting."""
         blocks: list[Block] = []
-        while position < end:
-            page = await read_blocks(self._store, self._key, position, end, limit=PAGE_BLOCKS)
+        await self._reader.look(position)
+        while page := await self._reader.read(position + len(blocks)):
             blocks += page
-            position += len(page)
-            if not page or len(cut_posting(blocks)) < len(blocks):
+            if len(cut_posting(blocks)) < len(blocks):
                 break
-        return list(cut_posting(blocks)), end
+        return cut_posting(blocks)
 
     async def _forever(self, work: Callable[[], Awaitable[bool]]) -> None:
         retry_s = self._timing.retry_s

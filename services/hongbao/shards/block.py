@@ -107,10 +107,6 @@ class ShardKey:
         """Return the key of a chunk of a checkpoint; an epoch reuses its two slots in turn."""
         return b"%s/%016x/%d/%08x" % (self.checkpoint(), epoch, slot, chunk)
 
-    def reader(self, reader: str) -> bytes:
-        """Return the key of a named reader's durable position."""
-        return b"position/%s/%010d/%s" % (self.plane.encode(), self.shard, reader.encode())
-
     def __str__(self) -> str:
         return f"{self.plane}/{self.shard}"
 

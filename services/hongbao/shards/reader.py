@@ -1,70 +1,48 @@
-"""Owns reading a shard's log from a position of one's own, never past what is applied."""
+"""Owns reading a shard's log behind its owner, never past what is applied."""
 
-import asyncio
-import struct
-from collections.abc import AsyncIterator
 from typing import Final
 
 from hongbao.domain.errors import Corrupt
 from hongbao.shards.block import Block, ShardKey
 from hongbao.shards.ports import LogStore
-from hongbao.shards.replay import applied_end, read_blocks
+from hongbao.shards.replay import PAGE_BLOCKS, applied_end, read_blocks
 
-_POSITION: Final = struct.Struct(">Q")
+READ_AHEAD_BLOCKS: Final = 256
 
 
 class LogReader:
-    """Reads blocks in order, each once; what a block derived is in the store before the block.
+    """Reads blocks in order; what a block derived is in the store before the block is read.
 
-    The reader's position is its own business: keep it in the transaction that consumes the
-    blocks, or in a PositionStore.
+    The position is the caller's business: keep it in the transaction that consumes the blocks.
     """
 
-    def __init__(self, store: LogStore, plane: str, shard: int, position: int = 0) -> None:
-        self.position = position
-        """Next position to read."""
+    def __init__(self, store: LogStore, plane: str, shard: int) -> None:
+        self.applied = 0
+        """End of what is known to be applied, at most READ_AHEAD_BLOCKS ahead."""
         self._store = store
         self._shard = ShardKey(plane, shard)
-        self._epoch = 0
+        self._epochs: dict[int, int] = {}  # of the blocks that were read last, by position
 
-    async def read(self, *, limit: int = 16) -> list[tuple[int, Block]]:
-        """Return the next blocks, at most `limit`; none when the reader has caught up."""
-        end = await applied_end(self._store, self._shard, self.position, limit=limit)
-        if end == self.position:
+    async def look(self, position: int) -> None:
+        """See how far the log is applied, from a position on."""
+        self.applied = await applied_end(
+            self._store, self._shard, position, limit=READ_AHEAD_BLOCKS
+        )
+
+    async def read(self, position: int, *, limit: int = PAGE_BLOCKS) -> list[Block]:
+        """Return blocks from a position on; none where the last look ended.
+
+        Raises Corrupt when one is missing or broken, or epochs fall.
+        """
+        end = min(self.applied, position + limit)
+        if end <= position:
             return []
-        blocks = await read_blocks(self._store, self._shard, self.position, end, limit=limit)
-        if len(blocks) != end - self.position:
+        blocks = await read_blocks(self._store, self._shard, position, end, limit=limit)
+        if len(blocks) != end - position:
             raise Corrupt(f"log {self._shard}: applied up to {end}, {len(blocks)} blocks found")
+        self._epochs = {at: one for at, one in self._epochs.items() if at >= position - 1}
         for block in blocks:
-            if block.epoch < self._epoch:
+            if block.epoch < self._epochs.get(block.position - 1, 0):
                 raise Corrupt(f"log {self._shard}: epochs fall at block {block.position}")
-            self._epoch = block.epoch
-        self.position = end
-        return [(block.position, block) for block in blocks]
-
-    async def follow(self, *, poll_s: float, limit: int = 16) -> AsyncIterator[tuple[int, Block]]:
-        """Yield blocks for ever, looking for new ones every `poll_s`."""
-        while True:
-            blocks = await self.read(limit=limit)
-            for position, block in blocks:
-                yield position, block
-            if not blocks:
-                await asyncio.sleep(poll_s)
-
-
-class PositionStore:
-    """Keeps a named reader's next position in the LogStore. One reader a name at a time."""
-
-    def __init__(self, store: LogStore, reader: str) -> None:
-        self._store = store
-        self._reader = reader
-
-    async def load(self, plane: str, shard: int) -> int:
-        """Return the saved position; 0 when none was saved."""
-        data = await self._store.get(ShardKey(plane, shard).reader(self._reader))
-        return 0 if data is None else int(_POSITION.unpack(data)[0])
-
-    async def save(self, plane: str, shard: int, position: int) -> None:
-        """Save the position behind the last block whose effects are durable."""
-        key = ShardKey(plane, shard).reader(self._reader)
-        await self._store.put_many([(key, _POSITION.pack(position))])
+            self._epochs[block.position] = block.epoch
+        return blocks
