@@ -26,7 +26,7 @@ from tests.servers.started import free_port, kill, start
 OUR_KEYS = b"hongbao/"
 """What the keys of every run begin with (cli/stores.py); short enough to split the region there."""
 READY_S_MAX = 60.0
-STARTS_MAX = 3
+REVIVED_MAX = 3
 POLL_S = 0.05
 CALL_S_MAX = 5.0
 SPACE_BYTES = 1 << 40
@@ -81,6 +81,7 @@ class TikvCluster:
         self._ports = [free_port() for _ in range(stores)]
         self._pd: subprocess.Popen[bytes] | None = None
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * stores
+        self._revived = 0
         try:
             self._start()
         except BaseException:
@@ -210,22 +211,6 @@ class TikvCluster:
             self._try_call(f"/operators/{region}", "DELETE")
         for index in range(1, self.stores):
             self.start_store(index)
-        self._wait_first_replicas()
-
-    def _wait_first_replicas(self) -> None:
-        """Wait as `wait_replicated` does; start a store again that its first snapshots kill.
-
-        The test store panics now and then ("tocommit is out of range") over an append that
-        overtakes the snapshot of a new replica; its data are good.
-        """
-        for _ in range(STARTS_MAX):
-            try:
-                self.wait_replicated()
-                return
-            except ServerDied:
-                for index, process in enumerate(self._processes):
-                    if process is not None and process.poll() is not None:
-                        self.start_store(index)
         self.wait_replicated()
 
     def _replicated(self) -> bool:
@@ -277,12 +262,26 @@ class TikvCluster:
         with suppress(urllib.error.HTTPError):  # there may be nothing to take away
             self._call(path, method)
 
+    def _revive(self, what: str) -> None:
+        """Start a store again that ended though nobody killed it, a few times at most.
+
+        The test store was seen to panic ("tocommit is out of range") while it got its first
+        replicas; why is not known. It came back with what it had. A test meets that as one more
+        kill, and its checkers judge what was acknowledged all the same.
+        """
+        if self._pd is not None and self._pd.poll() is not None:
+            raise ServerDied(f"{what}: PD died; logs are in {self.folder}")
+        for index, process in enumerate(self._processes):
+            if process is not None and process.poll() is not None:
+                self._revived += 1
+                if self._revived > REVIVED_MAX:
+                    raise ServerDied(f"{what}: store {index} died; logs are in {self.folder}")
+                self.start_store(index)
+
     def _wait(self, what: str, is_so: Callable[[], bool]) -> None:
         give_up_s = time.monotonic() + READY_S_MAX
         while time.monotonic() < give_up_s:
-            for process in [*self._processes, self._pd]:
-                if process is not None and process.poll() is not None:
-                    raise ServerDied(f"{what}: a server died; logs are in {self.folder}")
+            self._revive(what)
             try:
                 if is_so():
                     return
