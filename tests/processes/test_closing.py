@@ -48,7 +48,7 @@ def test_nothing_is_opened_behind_refunds_by_a_process_that_was_paused() -> None
 
 
 async def pause_refund_and_go_on(folder: Path, night: Night, late: Claim) -> None:
-    (folder / "db").symlink_to(night.run.store)
+    (folder / "store").symlink_to(night.run.store)
     server = StoreProcess(folder)
     night.run.socket.symlink_to(server.socket)
     store = StoreClient(night.run.socket, night.run.store)

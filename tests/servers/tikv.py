@@ -33,7 +33,7 @@ SPACE_BYTES = 1 << 40
 KEYSPACE_RULE = "/config/region-label/rule/keyspaces%2F0"
 
 PD_CONFIG = """
-lease = 1
+lease = 3
 tick-interval = "100ms"
 election-interval = "500ms"
 [log]

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from hongbao.cli.rain import prepare_run
 from hongbao.domain.errors import Rejected
-from tests.processes.conftest import SEED
 
 from tests import postgres
 from tests.processes import checkers
@@ -96,9 +95,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="module")
-def evening(servers: Servers) -> Iterator[Evening]:
+def evening(servers: Servers, seed: int) -> Iterator[Evening]:
     plot = Plot(
-        SEED,
+        seed,
         seconds=32.0,
         packets_a_slot=6_000,
         rate=250.0,
