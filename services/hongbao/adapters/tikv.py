@@ -28,9 +28,13 @@ HARD_TRY_S_MAX: Final = TRY_S_MAX + 1.0
 RECONNECT_MS_MAX: Final = 1000
 """gRPC would wait up to two minutes before it tries a server again that was away."""
 
+SCANS_MAX: Final = 16
+"""A log that grows so fast at a border of regions is read later."""
+
 _FAILED: Final = (tikv.TiKVError, TimeoutError)
 _SURELY_NOT: Final = (tikv.PDError, tikv.RegionError)
-"""Of a compare-and-swap, which is sent once: nobody to send it to, or refused before the log."""
+"""Of a compare-and-swap: nobody to send it to, or only answers by which it was not proposed. The
+client sends it again behind those alone; every other failure of a try ends it as undetermined."""
 
 Pair = tuple[bytes, bytes]
 
@@ -113,7 +117,21 @@ class TikvStore:
         return self._namespace + key
 
     async def _scan(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
-        return [pair async for pair in self._client.scan(start, end, limit=limit)]
+        """Return pairs of which none is missing that was there before the last of them.
+
+        One region answers at one moment, but regions answer one after the other: a key may come
+        into the first after its answer, and a later one into the second before. Then look again.
+        """
+        found = await self._client.scan_once(start, end, limit)
+        for _ in range(SCANS_MAX):
+            behind = found[-1][0] + b"\0" if len(found) == limit else end
+            if not found or await self._client.in_one_region(start, behind):
+                return found
+            again = await self._client.scan_once(start, end, limit)
+            if again[: len(found)] == found:
+                return found
+            found = again
+        raise TimeoutError(f"{SCANS_MAX} scans over several regions each found something new")
 
     async def _read_back(self, name: bytes) -> bytes | None:
         """Read a key whose creation was not answered; None when that fails, too.
@@ -137,6 +155,13 @@ class _OrderedClient(tikv.AsyncRawClient):
         super().__init__(pd_endpoints, timeout=TRY_S_MAX, atomic=True, tls=tls)
         self._transport = _Transport(tls.credentials() if tls else None)
         self._pd._transport = self._transport
+
+    async def scan_once(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
+        return [pair async for pair in self.scan(start, end, limit=limit)]
+
+    async def in_one_region(self, start: bytes, end: bytes) -> bool:
+        """Tell whether the keys of [start, end) were asked of one region alone."""
+        return (await self._locate(start, Backoff(TRY_S_MAX))).contains_end(end)
 
     async def put_in_order(self, items: Sequence[Pair]) -> None:
         """Put pairs so that at any moment a prefix of them is visible.

@@ -20,20 +20,24 @@ class LogStore(Protocol):
         """Create `key` only if it is absent; True means created and durable.
 
         Raises Ambiguous when the outcome is unknown (read the key back), Transient when it
-        surely did not happen. Never retried inside.
+        surely did not happen. Tried again inside only where a try surely did nothing.
         """
 
     async def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         """Write derived keys: idempotent, in the given order, durable on return.
 
         May be applied twice or, after an error, in part (a prefix in the given order); the
-        caller repeats the same call with the same bytes.
+        caller repeats the same call with the same bytes. A try whose answer was lost may still
+        be applied later, behind other puts of the same key: what is overwritten must bear that.
         """
 
     async def get(self, key: bytes) -> bytes | None: ...
 
     async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        """Return at most `limit` pairs with start ≤ key < end in key order."""
+        """Return at most `limit` pairs with start ≤ key < end in key order.
+
+        No key is missing that was there before one that is returned: a log has no holes.
+        """
 
 
 @runtime_checkable
