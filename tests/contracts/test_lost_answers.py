@@ -57,7 +57,7 @@ async def test_a_create_whose_request_is_lost_is_ambiguous_and_absent(
 ) -> None:
     proxy.requests.clear()
     creating = asyncio.create_task(far.create(b"a", b"ours"))
-    await asyncio.sleep(0.1)
+    await proxy.wait_held()
     proxy.cut()
     with pytest.raises(Ambiguous):
         await creating
@@ -71,7 +71,7 @@ async def test_a_slow_writer_that_wakes_after_another_created_the_key_changes_no
     """F7: its request is under way while another creates."""
     proxy.requests.clear()
     creating = asyncio.create_task(far.create(b"a", b"slow"))
-    await asyncio.sleep(0.1)
+    await proxy.wait_held()
     assert await contract.store.create(b"a", b"other") is True
     proxy.requests.set()
     assert await creating is False
@@ -85,7 +85,7 @@ async def test_a_lost_reply_about_a_key_that_another_has_is_no_riddle(
     assert await contract.store.create(b"a", b"other") is True
     proxy.replies.clear()
     creating = asyncio.create_task(far.create(b"a", b"ours"))
-    await asyncio.sleep(0.1)
+    await proxy.wait_held()
     proxy.cut()
     assert await creating is False
 
@@ -108,6 +108,7 @@ async def test_a_put_waits_for_what_comes_before_it_in_another_region(
     proxy.held_target = cluster.store_address(held)
     proxy.requests.clear()
     putting = asyncio.create_task(far.put_many([(b"a", b"derived"), (b"z", b"applied")]))
+    await proxy.wait_held()
     await asyncio.sleep(0.3)
     assert await contract.store.get(b"z") is None
     proxy.requests.set()

@@ -12,6 +12,9 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 import pytest
 
 PIECE_BYTES = 1 << 16
+CALL_BYTES_MIN = 18
+"""A call or its answer is longer, what HTTP/2 says of itself (pings, windows) is shorter."""
+HELD_S_MAX = 10.0
 OTHER_PROXY_VARIABLES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
 
 
@@ -30,7 +33,13 @@ class Proxy:
         self.replies.set()
         self.held_target = ""
         self.port = 0
+        self._held = asyncio.Event()
         self._carrying: set[asyncio.Task[None]] = set()
+
+    async def wait_held(self) -> None:
+        """Wait until a call, or an answer, is held here."""
+        async with asyncio.timeout(HELD_S_MAX):
+            await self._held.wait()
 
     def cut(self) -> None:
         """Cut all connections; what is held is lost, and new connections work again."""
@@ -79,7 +88,7 @@ class Proxy:
         with suppress(OSError):
             while piece := await reader.read(PIECE_BYTES):
                 if self.held_target in ("", target):
-                    await self.requests.wait()
+                    await self._hold(self.requests, piece)
                 writer.write(piece)
                 await writer.drain()
 
@@ -88,9 +97,14 @@ class Proxy:
     ) -> None:
         with suppress(OSError):
             while piece := await reader.read(PIECE_BYTES):
-                await self.replies.wait()
+                await self._hold(self.replies, piece)
                 writer.write(piece)
                 await writer.drain()
+
+    async def _hold(self, open_way: asyncio.Event, piece: bytes) -> None:
+        if not open_way.is_set() and len(piece) >= CALL_BYTES_MIN:
+            self._held.set()
+        await open_way.wait()
 
 
 @asynccontextmanager

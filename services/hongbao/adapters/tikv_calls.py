@@ -13,7 +13,7 @@ TRY_S_MAX: Final = 2.0
 """One request with all its re-routing. A store that hangs is given up, and asked after at PD, only
 when this is over, so it bounds how long appends stand still."""
 CALL_S_MAX: Final = 10.0
-"""Any call with its waiting, reading back and parts."""
+"""Waiting for a turn; and then any call of many parts (a put, a scan). One-key calls take less."""
 
 T = TypeVar("T")
 

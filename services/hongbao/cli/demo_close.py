@@ -70,7 +70,7 @@ def _find_silences(
 ) -> dict[str, float | None]:
     """Return how long service stood still after each fault of a store, in seconds.
 
-    None: nothing was opened when it came.
+    None: nothing was opened when it came, or its slot ended before service had to be back.
     """
     silences: dict[str, float | None] = {}
     for row in told.rows:
@@ -78,7 +78,9 @@ def _find_silences(
         slot = up.timeline.slot_at(at_ms)
         if row["kind"] == "store" and slot is not None:
             text, manifests = str(row["text"]), prepared.manifests
-            silences[text] = find_silence_s(kept, manifests, at_ms, slot.ends_at_ms)
+            watched_s = (slot.ends_at_ms - at_ms) / 1000
+            silence_s = find_silence_s(kept, manifests, at_ms, slot.ends_at_ms)
+            silences[text] = silence_s if watched_s > SERVICE_BACK_S_MAX else None
     return silences
 
 
@@ -99,7 +101,7 @@ def find_unproved(
         problems.append("no packet was opened")
     back_s = line.get("service_back_s_max", 0.0)
     if back_s is None:
-        problems.append("nothing was being opened when a store was broken")
+        problems.append("when a store was broken nothing was opened, or too late in its slot")
     elif back_s > SERVICE_BACK_S_MAX:
         problems.append(f"service was back only {back_s:g} s after a fault of a store")
     return problems

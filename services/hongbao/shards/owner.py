@@ -64,7 +64,8 @@ class OwnerLimits:
     """Least blocks between checkpoints. There is no next one either before as many bytes were
     logged as the last one had: that bounds the cost, and the replay of a take-over."""
     append_attempts_max: int = 12
-    """Tries to write or read back one block; with the back-off below about 10 s."""
+    """Tries to write or read back one block: about 10 s with the back-off below, and what the store
+    takes to fail (over a minute with one that hangs; the lease is over before)."""
     retry_s: float = 0.01
     """First back-off after a store error; doubles up to `retry_s_max`."""
     retry_s_max: float = 2.0
