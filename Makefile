@@ -41,7 +41,7 @@ check: setup ## format, lint, types, layers, generated files
 	$(RUN)/python tools/generate_openapi.py --check
 	$(RUN)/hongbao switch docs | diff - docs/switches.md
 
-bench: setup ## measure, peers side by side; writes out/bench.json
+bench: servers ## measure, peers side by side; writes out/bench.json
 	$(RUN)/python -m tests.bench
 
 sim: setup ## simulate any number of seeds: make sim SEEDS=10000

@@ -1,6 +1,7 @@
 """The store servers that tests and the demo run against, on this machine.
 
 usage: python -m tests.servers build                 build them, or say why not
+       python -m tests.servers require               fail where a test would be skipped for want of one
        python -m tests.servers demo [ARGUMENTS]      the demo on them; arguments of `hongbao demo`
        python -m tests.servers break WHAT FOLDER     what the demo's faults call
 """
@@ -20,6 +21,8 @@ def main(arguments: list[str]) -> int:
         case ["build"]:
             binaries.build(print)
             return 0
+        case ["require"]:
+            return require()
         case ["demo", *rest]:
             return demo(rest)
         case ["break", wish, folder]:
@@ -29,6 +32,14 @@ def main(arguments: list[str]) -> int:
             return 0
     print(__doc__)
     return 2
+
+
+def require() -> int:
+    """Fail where servers are missing, so that nobody takes skipped tests for passed ones."""
+    missing = [reason for reason in (binaries.why_not(), binaries.why_no_s3()) if reason]
+    for reason in missing:
+        print(reason, file=sys.stderr)
+    return EXIT_UNAVAILABLE if missing else 0
 
 
 def demo(arguments: list[str]) -> int:
