@@ -30,6 +30,7 @@ from hongbao.adapters.etcd_members import (
     EtcdSettings,
     Member,
     Members,
+    NoSpace,
     Refused,
 )
 from hongbao.adapters.etcd_watch import WatchSource, first_change, follow
@@ -193,13 +194,31 @@ class EtcdCoordination:
             success=[pb.RequestOp(request_put=put)],
             failure=[pb.RequestOp(request_range=pb.RangeRequest(key=target))],
         )
-        answer = await self._write(key, "txn", request)
+        try:
+            answer = await self._write(key, "txn", request)
+        except NoSpace as full:
+            return await self._find_refused(key, stamp, revision, full)
         if answer.reply.succeeded:
             return int(answer.reply.header.revision)
         if not answer.doubtful:
             return None
         found = answer.reply.responses[0].response_range.kvs
         return await self._find_written(key, stamp, revision, found[0] if found else None)
+
+    async def _find_refused(self, key: str, stamp: str, revision: int, full: NoSpace) -> int | None:
+        """Return at which revision a write was done that a full etcd refused, as `_swap` does.
+
+        Raises Transient when it was not done, Ambiguous when that cannot be told.
+        """
+        try:
+            found = await self._get(key)
+        except Transient as error:
+            raise Ambiguous(f"{full}; not read back: {error}") from None
+        if found is not None and stamp_of(found.value) == stamp:
+            return int(found.mod_revision)
+        if revision and found is not None and found.mod_revision == revision:
+            raise (Ambiguous if full.doubtful else Transient)(str(full)) from None
+        return await self._find_written(key, stamp, revision, found)
 
     async def _find_written(
         self, key: str, stamp: str, after_revision: int, found: KeyValue | None

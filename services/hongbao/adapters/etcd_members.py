@@ -49,6 +49,7 @@ _REFUSALS: Final = frozenset(
 )
 _NOT_SENT: Final = ("failed to connect to all addresses", "DNS resolution failed")
 _NOT_PROPOSED: Final = "etcdserver: no leader"
+_NOT_TAKEN: Final = "etcdserver: too many requests"
 T = TypeVar("T")
 
 
@@ -76,6 +77,17 @@ class Refused(Transient):
     def __init__(self, message: str, code: grpc.StatusCode) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NoSpace(Ambiguous):
+    """Says that etcd is full: this attempt was done before the answer or never will be.
+
+    `doubtful`: an earlier attempt of the same call may still be done.
+    """
+
+    def __init__(self, message: str, *, doubtful: bool) -> None:
+        super().__init__(message)
+        self.doubtful = doubtful
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +203,7 @@ class Members:
     ) -> Answer[T]:
         """Attempt a call, which may be done twice, at one member after the other.
 
-        Raises Refused or Transient when it was surely not done, else Ambiguous.
+        Raises Refused or Transient when it was surely not done, else NoSpace or Ambiguous.
         """
         now_s = asyncio.get_running_loop().time
         ends_s, failures, doubtful = now_s() + CALL_S_MAX, 0, False
@@ -204,6 +216,8 @@ class Members:
                 raise
             except grpc.aio.AioRpcError as error:
                 text = f"etcd {member.endpoint}: {error.code().name}: {error.details()}"
+                if _out_of_space(error):
+                    raise NoSpace(text, doubtful=doubtful) from None
                 if error.code() in _REFUSALS and not doubtful:
                     raise Refused(text, error.code()) from None
                 self.leave(member)
@@ -221,11 +235,19 @@ class Members:
 def surely_not_done(error: grpc.aio.AioRpcError) -> bool:
     """Tell whether a failed call cannot have changed anything, now or later."""
     if error.code() in _REFUSALS:
-        return True
+        return not _out_of_space(error)
     details = error.details() or ""
     return error.code() is grpc.StatusCode.UNAVAILABLE and (
         details == _NOT_PROPOSED or details.startswith(_NOT_SENT)
     )
+
+
+def _out_of_space(error: grpc.aio.AioRpcError) -> bool:
+    """Tell whether etcd may have done a write and refused it nevertheless.
+
+    Its quotaApplierV3 (3.6) applies what crosses the quota, and answers "no space" then.
+    """
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and error.details() != _NOT_TAKEN
 
 
 def _credentials(tls: EtcdTls) -> grpc.ChannelCredentials:

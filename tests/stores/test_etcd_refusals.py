@@ -1,0 +1,95 @@
+"""What etcd refused and did nevertheless, and what it did twice: neither fools the adapter."""
+
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import grpc
+import pytest
+from hongbao.adapters.etcd import EtcdCoordination
+from hongbao.domain.errors import Ambiguous, Transient
+from hongbao.shards.ports import Versioned
+
+from tests.servers import binaries
+from tests.servers.etcd import EtcdCluster
+from tests.stores.etcd_load import connected
+from tests.stores.retold import Retold
+
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"
+BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests"
+LOST = grpc.StatusCode.UNAVAILABLE, "the reply was lost"
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.xdist_group("etcd-faults"),
+    pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not())),
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    with EtcdCluster(tmp_path_factory.mktemp("etcd")) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Is an adapter behind a teller of untruths, and another with a plain way to etcd."""
+
+    store: EtcdCoordination
+    other: EtcdCoordination
+    retold: Retold
+
+
+@pytest.fixture
+async def scene(cluster: EtcdCluster) -> AsyncIterator[Scene]:
+    settings = cluster.settings(f"{secrets.token_hex(6)}/")
+    async with AsyncExitStack() as stack:
+        retold = await stack.enter_async_context(Retold(cluster.endpoints[0]))
+        way = replace(settings, endpoints=(retold.endpoint,))
+        store = await stack.enter_async_context(connected(way))
+        other = await stack.enter_async_context(connected(settings))
+        yield Scene(store, other, retold)
+
+
+@pytest.mark.parametrize("there", [True, False])
+async def test_a_write_that_crossed_the_quota_and_was_done_is_known(
+    scene: Scene, there: bool
+) -> None:
+    begin = (await scene.store.put("a", b"1")).revision if there else 0
+    scene.retold.plan("Txn", *FULL, done=True)
+    written = await scene.store.compare_and_put("a", b"2", revision=begin)
+    assert written is not None
+    assert written == await scene.other.read("a") == Versioned("a", b"2", written.revision)
+
+
+async def test_a_write_that_a_full_etcd_did_not_do_is_surely_not_done(scene: Scene) -> None:
+    first = await scene.store.put("a", b"1")
+    scene.retold.plan("Txn", *FULL, done=False)
+    with pytest.raises(Transient) as refused:
+        await scene.store.compare_and_put("a", b"2", revision=first.revision)
+    assert not isinstance(refused.value, Ambiguous)
+    assert await scene.other.read("a") == first
+
+
+async def test_whether_a_full_etcd_created_what_is_not_there_is_not_guessed(scene: Scene) -> None:
+    """It may have been deleted meanwhile."""
+    scene.retold.plan("Txn", *FULL, done=False)
+    with pytest.raises(Ambiguous):
+        await scene.store.compare_and_put("a", b"2", revision=0)
+
+
+async def test_after_a_lost_try_a_full_etcd_leaves_a_write_in_doubt(scene: Scene) -> None:
+    first = await scene.store.put("a", b"1")
+    scene.retold.plan("Txn", *LOST, done=False)
+    scene.retold.plan("Txn", *FULL, done=False)
+    with pytest.raises(Ambiguous):
+        await scene.store.compare_and_put("a", b"2", revision=first.revision)
+
+
+async def test_a_write_that_a_busy_etcd_did_not_take_is_surely_not_done(scene: Scene) -> None:
+    scene.retold.plan("Txn", *BUSY, done=False)
+    with pytest.raises(Transient) as refused:
+        await scene.store.compare_and_put("a", b"1", revision=0)
+    assert not isinstance(refused.value, Ambiguous)
