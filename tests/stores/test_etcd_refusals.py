@@ -19,6 +19,7 @@ from tests.stores.retold import Retold
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded"
 BUSY = grpc.StatusCode.RESOURCE_EXHAUSTED, "etcdserver: too many requests"
 LOST = grpc.StatusCode.UNAVAILABLE, "the reply was lost"
+REFUSED = grpc.StatusCode.FAILED_PRECONDITION, "not now"
 
 pytestmark = [
     pytest.mark.processes,
@@ -93,3 +94,48 @@ async def test_a_write_that_a_busy_etcd_did_not_take_is_surely_not_done(scene: S
     with pytest.raises(Transient) as refused:
         await scene.store.compare_and_put("a", b"1", revision=0)
     assert not isinstance(refused.value, Ambiguous)
+
+
+async def test_a_holder_that_asks_again_keeps_its_lease_when_the_old_one_is_twice_revoked(
+    scene: Scene,
+) -> None:
+    assert await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    scene.retold.plan("LeaseRevoke", *LOST, done=True)
+    lease = await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    assert lease is not None
+    assert (await scene.other.read("lease/claims/1")).revision == lease.epoch
+    assert await scene.store.renew(lease)
+
+
+async def test_a_holder_that_asks_again_keeps_its_lease_when_the_old_one_cannot_be_revoked(
+    scene: Scene,
+) -> None:
+    first = await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    assert first is not None
+    for _ in range(1000):
+        scene.retold.plan("LeaseRevoke", *LOST, done=False)
+    lease = await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    assert lease is not None
+    assert await scene.other.renew(lease)
+    assert not await scene.store.renew(first)
+
+
+async def test_a_release_whose_reply_was_lost_has_released(scene: Scene) -> None:
+    lease = await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    assert lease is not None
+    scene.retold.plan("LeaseRevoke", *LOST, done=True)
+    await scene.store.release(lease)
+    assert await scene.other.acquire("claims/1", "q", ttl_s=30, value=b"{}")
+
+
+async def test_a_release_that_failed_has_forgotten_its_lease(scene: Scene) -> None:
+    """It asks etcd again, which knows by then that another holds the lease: it revokes nothing."""
+    lease = await scene.store.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    assert lease is not None
+    scene.retold.plan("LeaseRevoke", *REFUSED, done=False)
+    with pytest.raises(Transient):
+        await scene.store.release(lease)
+    assert await scene.other.acquire("claims/1", "p", ttl_s=30, value=b"{}")
+    revokes = scene.store.writes.by_purpose()["lease", "revoke"]
+    await scene.store.release(lease)
+    assert scene.store.writes.by_purpose()["lease", "revoke"] == revokes

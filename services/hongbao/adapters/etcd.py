@@ -6,10 +6,12 @@ Needs etcd 3.5.18 or newer: before, a compaction could drop the deletion at its 
 backup must be restored with revisions raised (etcdutl --bump-revision): epochs never fall.
 """
 
+import asyncio
 import itertools
 import math
 import secrets
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from typing import Any, Final
 
 import grpc
@@ -31,7 +33,6 @@ from hongbao.adapters.etcd_members import (
     Member,
     Members,
     NoSpace,
-    Refused,
 )
 from hongbao.adapters.etcd_watch import WatchSource, first_change, follow
 from hongbao.adapters.memory import check_fact, check_lease
@@ -129,17 +130,17 @@ class EtcdCoordination:
         revision = 0 if current is None else current.mod_revision
         epoch = await self._swap(key, body, stamp, revision, lease_id)
         if epoch is None:
-            await self._revoke(key, lease_id)
+            await self._forsake(key, lease_id, ttl_s)
             return None
         self._shown.there(Versioned(key, value, epoch))
         self._lease_ids[name, epoch] = lease_id
         if current is not None and current.lease:
             self._lease_ids.pop((name, current.mod_revision), None)
-            await self._revoke(key, current.lease)
+            await self._forsake(key, current.lease, ttl_s)
         return Lease(name, holder, epoch, ttl_s)
 
     async def renew(self, lease: Lease) -> bool:
-        attempt_s = min(ATTEMPT_S_MAX, max(RENEW_ATTEMPT_S_MIN, lease.ttl_s * RENEW_SHARE))
+        attempt_s = _attempt_s(lease.ttl_s)
         key = f"lease/{lease.name}"
         lease_id = await self._id_of(lease, attempt_s)
         if lease_id is None:
@@ -159,9 +160,9 @@ class EtcdCoordination:
 
     async def release(self, lease: Lease) -> None:
         lease_id = await self._id_of(lease, ATTEMPT_S_MAX)
+        self._lease_ids.pop((lease.name, lease.epoch), None)
         if lease_id is not None:
             await self._revoke(f"lease/{lease.name}", lease_id)
-            self._lease_ids.pop((lease.name, lease.epoch), None)
 
     async def _id_of(self, lease: Lease, attempt_s: float) -> int | None:
         """Return etcd's id of a lease; None when it is lost."""
@@ -173,12 +174,24 @@ class EtcdCoordination:
             return None
         return int(found.lease)
 
+    async def _forsake(self, key: str, lease_id: int, ttl_s: float) -> None:
+        """Revoke a lease that nothing hangs on, at little cost: it also runs out by itself."""
+        with suppress(Transient, TimeoutError):
+            async with asyncio.timeout(_attempt_s(ttl_s)):
+                await self._revoke(key, lease_id)
+
     async def _revoke(self, key: str, lease_id: int) -> None:
-        try:
-            await self._write(key, "revoke", pb.LeaseRevokeRequest(ID=lease_id))
-        except Refused as refused:
-            if refused.code is not grpc.StatusCode.NOT_FOUND:
-                raise
+        request = pb.LeaseRevokeRequest(ID=lease_id)
+
+        async def revoke(member: Member, timeout_s: float) -> None:
+            self.writes.add(key, "revoke")
+            try:
+                await member.revoke(request, timeout=timeout_s, metadata=HAS_LEADER)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.NOT_FOUND:  # else an earlier try did it
+                    raise
+
+        await self._members.call(revoke)
 
     async def _swap(
         self, key: str, body: bytes, stamp: str, revision: int, lease_id: int = 0
@@ -291,6 +304,10 @@ class EtcdCoordination:
             return method(request, timeout=timeout_s, metadata=HAS_LEADER)  # type: ignore[no-any-return]
 
         return await self._members.call(attempt)
+
+
+def _attempt_s(ttl_s: float) -> float:
+    return min(ATTEMPT_S_MAX, max(RENEW_ATTEMPT_S_MIN, ttl_s * RENEW_SHARE))
 
 
 def _unchanged(key: bytes, revision: int) -> pb.Compare:

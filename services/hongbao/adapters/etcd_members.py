@@ -71,14 +71,6 @@ class EtcdSettings:
     tls: EtcdTls | None = None
 
 
-class Refused(Transient):
-    """Says that etcd answered no: nothing was done."""
-
-    def __init__(self, message: str, code: grpc.StatusCode) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 class NoSpace(Ambiguous):
     """Says that etcd is full: this attempt was done before the answer or never will be.
 
@@ -203,7 +195,7 @@ class Members:
     ) -> Answer[T]:
         """Attempt a call, which may be done twice, at one member after the other.
 
-        Raises Refused or Transient when it was surely not done, else NoSpace or Ambiguous.
+        Raises Transient when it was surely not done, else NoSpace or Ambiguous.
         """
         now_s = asyncio.get_running_loop().time
         ends_s, failures, doubtful = now_s() + CALL_S_MAX, 0, False
@@ -219,7 +211,7 @@ class Members:
                 if _out_of_space(error):
                     raise NoSpace(text, doubtful=doubtful) from None
                 if error.code() in _REFUSALS and not doubtful:
-                    raise Refused(text, error.code()) from None
+                    raise Transient(text) from None
                 self.leave(member)
                 doubtful = doubtful or not surely_not_done(error)
                 failures += 1
