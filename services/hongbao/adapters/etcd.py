@@ -67,7 +67,10 @@ class EtcdCoordination:
         return self._members.preferred.endpoint
 
     async def close(self) -> None:
-        """Let go of all connections; leases run out by themselves."""
+        """Let go of all connections; leases run out by themselves.
+
+        Calls under way and later ones end with Transient or Ambiguous, watches with Transient.
+        """
         await self._members.close()
 
     async def read(self, key: str) -> Versioned:

@@ -71,6 +71,13 @@ class EtcdSettings:
     tls: EtcdTls | None = None
 
 
+class Closed(Transient):
+    """Says that our own connections were closed, before the call or under it."""
+
+    def __init__(self) -> None:
+        super().__init__("etcd: the connections are closed")
+
+
 class NoSpace(Ambiguous):
     """Says that etcd is full: this attempt was done before the answer or never will be.
 
@@ -171,6 +178,7 @@ class Members:
         credentials = None if settings.tls is None else _credentials(settings.tls)
         self._members = [Member(endpoint, credentials) for endpoint in settings.endpoints]
         self._preferred = 0
+        self._closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     @property
     def preferred(self) -> Member:
@@ -183,9 +191,32 @@ class Members:
             self._preferred = (self._preferred + 1) % len(self._members)
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Let go of all connections; what is under way ends at once."""
+        if not self._closing.done():
+            self._closing.set_result(None)
         for member in self._members:
             await member.close()
+
+    async def while_open(self, call: Awaitable[T]) -> T:
+        """Return what a call gives. Raises Closed as soon as the connections are let go.
+
+        gRPC cancels what is under way then, or lets it hang; neither must reach the caller.
+        """
+        doing = asyncio.ensure_future(call)
+        either: set[asyncio.Future[Any]] = {doing, self._closing}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            answered = doing.done() and not doing.cancelled() and doing.exception() is None
+            if self._closing.done() and not answered:
+                raise Closed
+            return doing.result()
+        finally:
+            doing.cancel()
+
+    def check_open(self) -> None:
+        """Raise Closed when the connections were let go."""
+        if self._closing.done():
+            raise Closed
 
     async def call(
         self,
@@ -201,8 +232,12 @@ class Members:
         ends_s, failures, doubtful = now_s() + CALL_S_MAX, 0, False
         while True:
             member = self.preferred
+            if self._closing.done():
+                raise Ambiguous(str(Closed())) if doubtful else Closed
             try:
-                reply = await attempt(member, min(attempt_s, ends_s - now_s()))
+                reply = await self.while_open(attempt(member, min(attempt_s, ends_s - now_s())))
+            except Closed as closed:
+                raise Ambiguous(str(closed)) from None
             except asyncio.CancelledError:
                 self.leave(member)  # whoever cancels has a limit of its own, which passed here
                 raise

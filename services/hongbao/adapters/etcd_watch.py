@@ -50,13 +50,13 @@ class _Broken(Exception):
 
 
 async def follow(source: WatchSource, prefix: str, after_revision: int) -> AsyncIterator[Versioned]:
-    """Yield every later change of a prefix, for ever."""
+    """Yield every later change of a prefix, until the connections are let go: Closed."""
     failures = 0
     while True:
         member, began_s = source.members.preferred, _now_s()
         try:
             request = _create_request(source.namespace.key(prefix), after_revision + 1)
-            async with aclosing(_revisions(member, request)) as batches:
+            async with aclosing(_revisions(source.members, member, request)) as batches:
                 async for events in batches:
                     for event in events:
                         yield _noted(source, event)
@@ -77,7 +77,7 @@ async def follow(source: WatchSource, prefix: str, after_revision: int) -> Async
             text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
             tell("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=text, row=failures)
             source.members.leave(member)
-            await asyncio.sleep(min(RETRY_S * failures, RETRY_S_MAX))
+            await source.members.while_open(asyncio.sleep(min(RETRY_S * failures, RETRY_S_MAX)))
 
 
 async def first_change(members: Members, key: bytes, after_revision: int) -> KeyValue:
@@ -88,7 +88,7 @@ async def first_change(members: Members, key: bytes, after_revision: int) -> Key
     try:
         async with (
             asyncio.timeout(ATTEMPT_S_MAX),
-            aclosing(_revisions(members.preferred, request)) as batches,
+            aclosing(_revisions(members, members.preferred, request)) as batches,
         ):
             return (await anext(batches))[0].kv
     except (_Broken, _Compacted, TimeoutError, grpc.aio.AioRpcError) as error:
@@ -129,14 +129,17 @@ def _create_request(start: bytes, revision: int) -> pb.WatchRequest:
     return pb.WatchRequest(create_request=create)
 
 
-async def _revisions(member: Member, request: pb.WatchRequest) -> AsyncGenerator[list[Event], None]:
+async def _revisions(
+    members: Members, member: Member, request: pb.WatchRequest
+) -> AsyncGenerator[list[Event], None]:
     """Yield the events of one watch on one member, whole revisions at a time."""
+    members.check_open()
     call = member.watch(metadata=HAS_LEADER)
     try:
-        await call.write(request)
+        await members.while_open(call.write(request))
         pending: list[Event] = []
         while True:
-            response = await _read(call, member)
+            response = await members.while_open(_read(call, member))
             if response.canceled:
                 if response.compact_revision:
                     raise _Compacted(response.compact_revision)
