@@ -25,7 +25,8 @@ RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 1.0
 STEADY_S: Final = 5.0
 """A watch that lasted so long was a good one; shorter ones in a row are waited for longer."""
-FAILURES_TOLD: Final = 20
+FAILURES_TOLD: Final = 10
+"""So many failures in a row, which take seconds, are a warning, and every so many more."""
 log = structlog.get_logger()
 
 
@@ -65,9 +66,12 @@ async def follow(source: WatchSource, prefix: str, after_revision: int) -> Async
             try:
                 facts = await _bridge(source, prefix, after_revision, compacted.revision)
             except Transient as error:  # also: compacted once more meanwhile
-                log.debug("etcd_gap_unread", prefix=prefix, error=str(error))
-                await asyncio.sleep(RETRY_S)
+                failures += 1
+                tell = log.debug if failures % FAILURES_TOLD else log.warning
+                tell("etcd_gap_unread", prefix=prefix, error=str(error), row=failures)
+                await _pause(source, failures)
                 continue
+            failures = 0
             for fact in facts:
                 yield fact
             after_revision = compacted.revision
@@ -77,7 +81,11 @@ async def follow(source: WatchSource, prefix: str, after_revision: int) -> Async
             text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
             tell("etcd_watch_moved", prefix=prefix, left=member.endpoint, error=text, row=failures)
             source.members.leave(member)
-            await source.members.while_open(asyncio.sleep(min(RETRY_S * failures, RETRY_S_MAX)))
+            await _pause(source, failures)
+
+
+async def _pause(source: WatchSource, failures: int) -> None:
+    await source.members.while_open(asyncio.sleep(min(RETRY_S * failures, RETRY_S_MAX)))
 
 
 async def first_change(members: Members, key: bytes, after_revision: int) -> KeyValue:

@@ -1,0 +1,50 @@
+"""What a watch does while it cannot read what etcd's compaction left it."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hongbao.adapters.etcd_facts import Namespace, Shown
+from hongbao.adapters.etcd_members import Members
+from hongbao.adapters.etcd_watch import FAILURES_TOLD, WatchSource, follow
+from hongbao.domain.errors import Transient
+from hongbao.proto.etcd.kv_pb2 import KeyValue
+from structlog.testing import capture_logs
+
+from tests.servers import binaries
+from tests.servers.etcd import EtcdCluster
+from tests.stores.etcd_load import connected
+
+WATCHED_S = 5.0
+
+
+@pytest.mark.processes
+@pytest.mark.xdist_group("etcd-faults")
+@pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
+async def test_a_gap_that_cannot_be_read_is_asked_for_more_and_more_seldom_and_told(
+    tmp_path: Path,
+) -> None:
+    asked_s: list[float] = []
+
+    async def unreadable(prefix: str, revision: int) -> list[KeyValue]:
+        asked_s.append(asyncio.get_running_loop().time())
+        raise Transient("no answer")
+
+    with EtcdCluster(tmp_path / "etcd") as cluster:
+        settings = cluster.settings()
+        async with connected(settings) as store:
+            for _ in range(3):
+                await store.put("a", b"1")
+        await asyncio.to_thread(cluster.compact)
+        members = Members(settings)
+        source = WatchSource(members, Namespace(settings.namespace), Shown(), unreadable)
+        with capture_logs() as logs, suppress(TimeoutError):
+            async with asyncio.timeout(WATCHED_S):
+                await anext(follow(source, "", 1))
+        await members.close()
+    pauses_s = [after - before for before, after in zip(asked_s, asked_s[1:], strict=False)]
+    assert len(asked_s) >= FAILURES_TOLD, "the machine is too busy to tell anything"
+    assert min(pauses_s[FAILURES_TOLD - 2 :]) > 0.4
+    told = [log for log in logs if log["log_level"] == "warning"]
+    assert [(log["event"], log["row"]) for log in told] == [("etcd_gap_unread", FAILURES_TOLD)]
