@@ -15,7 +15,8 @@ from hongbao.proto.etcd.kv_pb2 import KeyValue
 from hongbao.shards.ports import Versioned
 
 SHOWN_KEYS_MAX: Final = 65_536
-"""Past it, what is known of deleted keys is dropped: only a watch over a compaction needs it."""
+"""Past it, and past twice the living keys of the last sweep, what is known of deleted keys is
+dropped: only a watch over a compaction needs it."""
 _MARK: Final = b"\n#hb "
 
 
@@ -86,6 +87,7 @@ class Shown:
     """
 
     _keys: dict[str, _Shown] = field(default_factory=dict)
+    _keys_max: int = SHOWN_KEYS_MAX
 
     def there(self, fact: Versioned) -> Versioned:
         """Note that a key was shown alive; its deletion may still lie between two showings."""
@@ -123,8 +125,10 @@ class Shown:
         }
 
     def _bound(self) -> None:
-        if len(self._keys) > SHOWN_KEYS_MAX:
+        if len(self._keys) > self._keys_max:
             self._keys = {key: shown for key, shown in self._keys.items() if shown.gone is None}
+            # Twice what lives: each sweep is paid for by as many new keys.
+            self._keys_max = max(SHOWN_KEYS_MAX, 2 * len(self._keys))
 
 
 class WriteCounts:
