@@ -84,12 +84,18 @@ class EtcdCoordination:
         return facts
 
     async def compare_and_put(self, key: str, value: bytes, *, revision: int) -> Versioned | None:
+        """Write as the port says; at revision 0 a late first try may create a fact anew.
+
+        That is: when its reply was lost and the fact was created and deleted meanwhile. No service
+        deletes facts through here today; a lease's key is safe, because its lease is revoked.
+        """
         check_fact(key, value)
         stamp = next(self._stamps)
         written = await self._swap(key, stamped(value, stamp), stamp, revision)
         return None if written is None else self._shown.there(Versioned(key, value, written))
 
     async def put(self, key: str, value: bytes) -> Versioned:
+        """Write whatever is there; of an absent key what `compare_and_put` says of revision 0."""
         check_fact(key, value)
         stamp = next(self._stamps)
         body = stamped(value, stamp)
