@@ -1,6 +1,7 @@
 """What a watch does while it cannot read what etcd's compaction left it."""
 
 import asyncio
+import itertools
 from contextlib import suppress
 from pathlib import Path
 
@@ -43,7 +44,7 @@ async def test_a_gap_that_cannot_be_read_is_asked_for_more_and_more_seldom_and_t
             async with asyncio.timeout(WATCHED_S):
                 await anext(follow(source, "", 1))
         await members.close()
-    pauses_s = [after - before for before, after in zip(asked_s, asked_s[1:], strict=False)]
+    pauses_s = [after - before for before, after in itertools.pairwise(asked_s)]
     assert len(asked_s) >= FAILURES_TOLD, "the machine is too busy to tell anything"
     assert min(pauses_s[FAILURES_TOLD - 2 :]) > 0.4
     told = [log for log in logs if log["log_level"] == "warning"]
