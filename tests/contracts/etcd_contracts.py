@@ -53,7 +53,13 @@ class EtcdContract(Contract):
         await asyncio.to_thread(self._owned_cluster().compact)
 
     async def close(self) -> None:
-        await self.store.close()
+        """Let go of the store; in a cluster that is not ours nothing of the test stays."""
+        try:
+            if self._cluster is None:
+                for fact in await self.store.read_prefix(""):
+                    await self.store.delete(fact.key)
+        finally:
+            await self.store.close()
 
     def _owned_cluster(self) -> EtcdCluster:
         if self._cluster is None:

@@ -13,7 +13,8 @@ from hongbao.adapters.etcd_members import EtcdSettings
 from hongbao.domain.errors import HongbaoError
 from hongbao.shards.lease import HeldLease
 
-TTL_S = 2.0
+TTL_S = 6.0
+"""Of which 4.8 s are relied on: a busy machine may keep a renewal waiting for seconds."""
 STEP_S = 0.1
 
 

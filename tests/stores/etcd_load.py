@@ -23,7 +23,7 @@ PREFIX = "switches/"
 LEASE = "claims/1"
 LEASE_TTL_S = 2.0
 END = f"{PREFIX}end"
-SETTLED_S_MAX = 30.0
+SETTLED_S_MAX = 60.0
 KEYS = 6
 
 

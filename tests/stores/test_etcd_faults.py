@@ -4,7 +4,6 @@ Seeded: HONGBAO_SEED repeats a run.
 """
 
 import asyncio
-import os
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -22,9 +21,9 @@ from tests.stores import etcd_history
 from tests.stores.etcd_load import Load, connected
 from tests.stores.relay import Relay
 
-SEED = int(os.environ.get("HONGBAO_SEED", "20160207"))
-BACK_S_MAX = 5.0
-"""From the loss of a member to the next answer; an election from nothing may need two rounds."""
+BACK_S_MAX = 25.0
+"""From the loss of a member to the next answer. An idle machine needs 1–3 s, for an election of one
+or two rounds (each test prints its own figure); a busy one is only asked to come back at all."""
 CUT_S = 2.0
 
 pytestmark = [
@@ -42,10 +41,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
 
 
 @pytest.fixture
-def dice(request: pytest.FixtureRequest) -> Dice:
-    """Give the draws of one test, and tell how to repeat them."""
-    print(f"repeat with: HONGBAO_SEED={SEED} .venv/bin/python -m pytest '{request.node.nodeid}'")
-    return Dice(SEED ^ sum(request.node.name.encode()))
+def dice(request: pytest.FixtureRequest, seed: int) -> Dice:
+    """Give the draws of one test."""
+    return Dice(seed ^ sum(request.node.name.encode()))
 
 
 @asynccontextmanager
@@ -112,7 +110,7 @@ async def test_all_members_are_killed_and_restarted(cluster: EtcdCluster, dice: 
         await asyncio.sleep(dice.between(0.1, 1.0))
         for index in range(3):
             cluster.start(index)
-    assert etcd_history.longest_gap_s(load.history.answered_at_s) < 2 * BACK_S_MAX
+    assert etcd_history.longest_gap_s(load.history.answered_at_s) < BACK_S_MAX
 
 
 async def test_one_member_after_the_other_is_paused(cluster: EtcdCluster, dice: Dice) -> None:
