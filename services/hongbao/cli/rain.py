@@ -15,6 +15,7 @@ from hongbao.cli.child_environ import objects_environ
 from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
+from hongbao.cli.run_claim import claim_stores
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores
@@ -82,6 +83,7 @@ async def rain(
 ) -> AsyncIterator[Rain]:
     """Start every role, ready when entered; drain in order when left.
 
+    Raises Rejected, before anything is deployed, when the stores hold another run.
     `environ` says what is added to a process's environment (fault injection in tests). The caller
     holds `run.supervised()` where another supervisor could come.
     """
@@ -119,16 +121,7 @@ async def rain(
     placement = None
     try:
         await supervisor.start(up.of(role="store"))
-        await deploy_documents(
-            stores.coordination,
-            campaign.campaign,
-            timeline,
-            prepared.active_scheme_number,
-            prepared.plans,
-            pods,
-            rehearsal=timeline.slots != campaign.slots,
-            now_ms=clock.wall_ms(),
-        )
+        await _deploy(up, prepared)
         await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
         await supervisor.start(up.of(role="access"))
         placement = asyncio.create_task(
@@ -142,6 +135,22 @@ async def rain(
         for role in ("access", "redeem", "settle", "store"):
             await supervisor.drain(up.of(role=role))
         await stores.close()
+
+
+async def _deploy(up: Rain, prepared: Prepared) -> None:
+    """Make the stores this run's own, then write its documents."""
+    coordination = up.stores.coordination
+    await claim_stores(up.run, up.settings, up.stores.log_store, coordination)
+    await deploy_documents(
+        coordination,
+        up.campaign.campaign,
+        up.timeline,
+        prepared.active_scheme_number,
+        prepared.plans,
+        access_pods(up.specs),
+        rehearsal=up.timeline.slots != up.campaign.slots,
+        now_ms=up.clock.wall_ms(),
+    )
 
 
 def _known_specs(run: RunDir, settings: UpSettings) -> list[ProcessSpec] | None:

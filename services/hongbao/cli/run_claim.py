@@ -1,0 +1,64 @@
+"""Owns which run a store's namespace belongs to: logs of one run are never served by another.
+
+A run's id is made once and lies in its folder, beside the keys and the ledger that its logs need,
+and goes with them. Refuses to know where stores are.
+"""
+
+import contextlib
+import os
+
+from hongbao.cli.run_dir import RunDir
+from hongbao.cli.settings import ClusterStore, UpSettings
+from hongbao.domain.errors import Ambiguous, Rejected, Transient
+from hongbao.mint.durable import publish_bytes
+from hongbao.shards.ports import Coordination, LogStore
+
+ID_NAME = "run.id"
+ID_BYTES = 16
+KEY = "run"
+"""Holds the id, in the log store and in coordination; created once, never changed."""
+
+
+async def claim_stores(
+    run: RunDir, settings: UpSettings, log_store: LogStore, coordination: Coordination
+) -> None:
+    """Put this run's id into both stores. Raises Rejected where another run's id is there.
+
+    Safe to repeat. Looks into both before it writes to one.
+    """
+    own = settle_id(run)
+    tikv, etcd = settings.tikv, settings.etcd
+    _check(run, "tikv", tikv, await log_store.get(KEY.encode()) or own, own)
+    _check(run, "etcd", etcd, (await coordination.read(KEY)).value or own, own)
+    with contextlib.suppress(Ambiguous):  # what became of it is read back
+        await log_store.create(KEY.encode(), own)
+    _check(run, "tikv", tikv, await log_store.get(KEY.encode()), own)
+    with contextlib.suppress(Ambiguous):
+        await coordination.compare_and_put(KEY, own, revision=0)
+    _check(run, "etcd", etcd, (await coordination.read(KEY)).value, own)
+
+
+def settle_id(run: RunDir) -> bytes:
+    """Return the run's id, made at its first start and durable before anybody learns it."""
+    path = run.path / ID_NAME
+    if not path.exists():
+        publish_bytes(os.urandom(ID_BYTES).hex().encode(), run.path / f".{ID_NAME}", path)
+    return path.read_bytes()
+
+
+def _check(
+    run: RunDir, field: str, store: ClusterStore | None, found: bytes | None, own: bytes
+) -> None:
+    """Raise Rejected where a store belongs to another run."""
+    if not found:
+        raise Transient(f"{field}: it is not known yet whether the store took this run's id")
+    if found == own:
+        return
+    if store is None:
+        message = f"{run.store} holds another run than {run.path}: bring back what was there"
+        raise Rejected(message, field="run_dir")
+    raise Rejected(
+        f"{field}: namespace {store.namespace or '(the campaign id)'} belongs to another run than "
+        f"{run.path}: choose another {field}.namespace, or start that run from its own folder",
+        field=f"{field}.namespace",
+    )
