@@ -307,3 +307,21 @@ def test_a_folder_without_a_run_is_exit_2(tmp_path: Path, hongbao: Command) -> N
     status, text = hongbao("audit", str(tmp_path))
     assert status == 2
     assert "holds no run" in text
+
+
+@pytest.mark.parametrize("words", [("fund", "refund", "--grace-s", "0", "--run"), ("audit",)])
+def test_no_money_goes_back_by_a_list_that_lacks_an_active_scheme(
+    tmp_path: Path, hongbao: Command, words: tuple[str, ...]
+) -> None:
+    """The object store's list of names may be an old one while that is down."""
+    night = Night(tmp_path)
+    night.settle()
+    assert hongbao("fund", "pay-in", "--all", "--run", str(night.run.path))[0] == 0
+
+    async def activate(store: LmdbStore) -> None:
+        await store.put(f"campaigns/{night.campaign.campaign}/active", b'{"1": 1, "2": 2}')
+
+    night.change(activate)
+    status, text = hongbao(*words, str(night.run.path))
+    assert status == 75, text
+    assert "schemes [2] are active" in text

@@ -14,7 +14,7 @@ from hongbao.cli.process import read_manifests
 from hongbao.cli.run_dir import access_pods
 from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.stores import Stores
-from hongbao.domain.errors import Rejected
+from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.manifest import Manifest
 from hongbao.settle.rules import parse_active
 
@@ -41,11 +41,18 @@ class Minted:
 
 
 async def read_minted(stores: Stores) -> Minted:
-    """Read and verify the manifests of a run. Raises Corrupt for a bad signature."""
+    """Read and verify the manifests of a run. Raises Corrupt for a bad signature.
+
+    Raises Transient where an active scheme is not among them, because the list of names may be an
+    old one while the object store is down; money goes back only by the whole list.
+    """
     campaign = stores.campaign.campaign
     verify_key = read_public_key(stores.run.keys / "access.keys")
     manifests = await read_manifests(stores.objects, campaign, verify_key)
     active = parse_active(await stores.coordination.read(f"campaigns/{campaign}/active"))
+    minted = {manifest.scheme_number for manifest in manifests}
+    if unseen := sorted(set(active.values()) - minted):
+        raise Transient(f"schemes {unseen} are active and not seen in the object store: try again")
     amounts = [await local_amounts(stores.run, stores.settings, one) for one in manifests]
     return Minted(list(zip(manifests, amounts, strict=True)), active)
 
