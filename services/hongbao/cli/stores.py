@@ -1,9 +1,8 @@
 """Owns which adapters a run's settings mean; all that is stored is reached through here."""
 
-import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,28 +63,24 @@ async def connect_stores(
     Connections come and go by themselves afterwards. `offline`: the run's store process is down,
     so its files are opened instead. Raises Rejected when a client library is missing.
     """
-    closes: list[Close] = []
     log_store: LogStore | None = None
     coordination: Coordination | None = None
     writes = None
-    if settings.tikv is not None:
-        log_store = tikv = _open_tikv(settings.tikv, campaign)
-        closes.append(tikv.close)
-    if settings.etcd is not None:
-        coordination = etcd = _open_etcd(settings.etcd, campaign)
-        closes.append(etcd.close)
-        writes = etcd.writes
-    if settings.embedded:
-        store = await _open_embedded(run, offline=offline)
-        closes.append(store.close)
-        log_store, coordination = log_store or store, coordination or store
-    assert log_store is not None
-    assert coordination is not None
-
-    async def close() -> None:
-        await asyncio.gather(*(one() for one in closes))
-
-    return SharedState(log_store, coordination, close, writes)
+    async with AsyncExitStack() as opening:
+        if settings.tikv is not None:
+            log_store = tikv = _open_tikv(settings.tikv, campaign)
+            opening.push_async_callback(tikv.close)
+        if settings.etcd is not None:
+            coordination = etcd = _open_etcd(settings.etcd, campaign)
+            opening.push_async_callback(etcd.close)
+            writes = etcd.writes
+        if settings.embedded:
+            store = await _open_embedded(run, offline=offline)
+            opening.push_async_callback(store.close)
+            log_store, coordination = log_store or store, coordination or store
+        assert log_store is not None
+        assert coordination is not None
+        return SharedState(log_store, coordination, opening.pop_all().aclose, writes)
 
 
 @asynccontextmanager
