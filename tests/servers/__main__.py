@@ -1,7 +1,7 @@
 """The store servers that tests and the demo run against, on this machine.
 
 usage: python -m tests.servers build                 build them, or say why not
-       python -m tests.servers require               fail where tests would be skipped for want of them
+       python -m tests.servers require               fail where one is missing
        python -m tests.servers demo [ARGUMENTS]      the demo on them; arguments of `hongbao demo`
        python -m tests.servers break WHAT FOLDER     what the demo's faults call
 """
