@@ -77,7 +77,7 @@ async def edit(stage: Stage) -> None:
 
 @pytest.fixture(scope="module")
 def evening(seed: int) -> Iterator[Evening]:
-    plot = Plot(seed, seconds=14.0, packets_a_slot=1200, rate=400.0, users=300, drain_s=2.0)
+    plot = Plot(seed, seconds=30.0, packets_a_slot=2400, rate=400.0, users=300, drain_s=2.0)
     with short_folder() as folder:
         write_edit(folder / "edited", plot)
         yield play_evening(folder, plot, edit)

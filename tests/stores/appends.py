@@ -144,11 +144,12 @@ class Writers:
         while True:
             done = self._stopping and all(task.done() for task in self._serving)
             with suppress(Transient):
-                blocks = await reader.read()
-                for position, block in blocks:
+                await reader.look(len(seen))
+                blocks = await reader.read(len(seen))
+                for block in blocks:
                     pairs = [pair for entry in block.entries for pair in machine.derive(entry)]
                     there = await asyncio.gather(*(_is_there(store, key) for key, _ in pairs))
-                    seen.append(Seen(position, block, all(there)))
+                    seen.append(Seen(block.position, block, all(there)))
                 if done and not blocks:
                     return
             await asyncio.sleep(POLL_S)

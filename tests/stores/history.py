@@ -66,7 +66,9 @@ class Recorder:
         reader = LogReader(self._log_store, self._plane, shard)
         while True:
             with suppress(Transient):
-                self.recorded.reads[shard] += [block for _, block in await reader.read()]
+                seen = self.recorded.reads[shard]
+                await reader.look(len(seen))
+                seen += await reader.read(len(seen))
             await asyncio.sleep(POLL_S)
 
 

@@ -124,8 +124,10 @@ class TikvStore:
         """
         found = await self._client.scan_once(start, end, limit)
         for _ in range(SCANS_MAX):
+            if not found:
+                return found
             behind = found[-1][0] + b"\0" if len(found) == limit else end
-            if not found or await self._client.in_one_region(start, behind):
+            if await self._client.in_one_region(start, behind):
                 return found
             again = await self._client.scan_once(start, end, limit)
             if again[: len(found)] == found:
