@@ -5,7 +5,7 @@ import time
 from hongbao.adapters.etcd_facts import SHOWN_KEYS_MAX, Shown
 from hongbao.shards.ports import Versioned
 
-NEW_KEYS = 512
+NEW_KEYS = 2048
 
 
 def show(shown: Shown, first: int, count: int) -> float:
@@ -17,11 +17,11 @@ def show(shown: Shown, first: int, count: int) -> float:
 
 
 def test_new_keys_cost_no_more_than_a_sweep_when_many_live() -> None:
-    """A sweep at each of them would cost a hundred times as much."""
+    """A sweep at each of them would cost tens of times as much."""
     shown = Shown()
     few_s = show(shown, 0, SHOWN_KEYS_MAX)
     many_s = show(shown, SHOWN_KEYS_MAX, NEW_KEYS)
-    assert many_s < 5 * few_s
+    assert many_s < few_s
     assert len(shown.keys("k/")) == SHOWN_KEYS_MAX + NEW_KEYS
 
 
