@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import stat
 import subprocess
 import sys
 import uuid
@@ -106,6 +107,15 @@ async def test_bytes_of_any_size_come_back(home: Home, tmp_path: Path, size: int
         assert await store.get(name) == data
         await store.fetch(name, tmp_path / "new folder" / "fetched")
         assert (tmp_path / "new folder" / "fetched").read_bytes() == data
+
+
+async def test_a_fetched_file_can_be_read_by_roles_of_other_users(
+    home: Home, tmp_path: Path
+) -> None:
+    store = home.open()
+    await store.put_new("a/read", b"x")
+    await store.fetch("a/read", tmp_path / "fetched")
+    assert stat.S_IMODE((tmp_path / "fetched").stat().st_mode) == 0o644
 
 
 async def test_what_is_not_there_is_not_found_and_leaves_no_file(

@@ -10,14 +10,12 @@ import filecmp
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
+from hongbao.adapters.partial_file import partial_file
 from hongbao.domain.errors import NotFound, Rejected, Transient
-
-READABLE: Final = 0o644
 
 
 class FolderObjects:
@@ -75,7 +73,7 @@ class FolderObjects:
 def _create_durably(final: Path, source: BinaryIO) -> bool:
     """Give the bytes their name, whole; return whether the name holds just these bytes."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(final) as partial:
+    with partial_file(final) as partial:
         with partial.open("wb") as file:
             shutil.copyfileobj(source, file, 1 << 20)
             file.flush()
@@ -89,21 +87,9 @@ def _create_durably(final: Path, source: BinaryIO) -> bool:
 
 def _copy_whole(source: Path, final: Path) -> None:
     final.parent.mkdir(parents=True, exist_ok=True)
-    with _partial(final) as partial:
+    with partial_file(final) as partial:
         shutil.copyfile(source, partial)
         os.replace(partial, final)
-
-
-@contextlib.contextmanager
-def _partial(final: Path) -> Iterator[Path]:
-    """Give a file beside the final one that nobody else has; it does not stay."""
-    handle, name = tempfile.mkstemp(prefix=f".{final.name}.", dir=final.parent)
-    os.fchmod(handle, READABLE)  # mkstemp's mode keeps out the roles that run as other users
-    os.close(handle)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _sync_folders(folder: Path, root: Path) -> None:

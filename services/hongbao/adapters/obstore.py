@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import mmap
 import os
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, InvalidPathError
 from obstore.store import S3Store
 
 from hongbao.adapters.folder_objects import FolderObjects
+from hongbao.adapters.partial_file import partial_file
 from hongbao.domain.errors import (
     Ambiguous,
     Corrupt,
@@ -95,15 +95,11 @@ class S3Objects:
         with self._translated(name):
             result = await obstore.get_async(self._quick, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
+            with partial_file(path) as partial:
+                with partial.open("wb") as file:
                     digest = await _write_stream(result, file)
                 self._check(name, result.attributes, digest)
                 os.replace(partial, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(partial)
 
     async def put_new(self, name: str, data: bytes) -> None:
         """Create the object; the same bytes again are a no-op, others raise Rejected."""
