@@ -228,3 +228,14 @@ async def test_a_torn_copy_is_fetched_again(server: s3.S3Server, tmp_path: Path)
     assert copy.read_bytes() == hashlib.sha256(b"{}").digest() + b"{}"
     copy.write_bytes(b"")
     assert await cached.get("a/manifest.json") == b"{}"
+
+
+async def test_a_broken_cache_disk_costs_the_copy_and_not_the_answer(
+    server: s3.S3Server, tmp_path: Path
+) -> None:
+    await S3Objects("s3://rain/evening").put_new("a/manifest.json", b"{}")
+    cached = CachedObjects(S3Objects("s3://rain/evening"), tmp_path / "cache")
+    broken = tmp_path / "cache" / "a" / "manifest.json"
+    broken.parent.mkdir()
+    broken.symlink_to(broken)  # ELOOP: neither there nor absent
+    assert await cached.get("a/manifest.json") == b"{}"

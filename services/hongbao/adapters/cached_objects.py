@@ -36,10 +36,12 @@ class CachedObjects:
             await asyncio.to_thread(self._kept.path(name).unlink, missing_ok=True)
         except NotFound:
             pass
+        except (Transient, OSError) as error:  # a broken disk costs the copy, not the answer
+            log.warning("copy_unreadable", name=name, reason=str(error))
         data = await self._objects.get(name)
         try:
             await self._kept.put_new(name, hashlib.sha256(data).digest() + data)
-        except (Transient, Rejected) as error:  # a full disk costs the copy, not the answer
+        except (Transient, Rejected) as error:  # a full one, too
             log.warning("object_not_kept", name=name, reason=str(error))
         return data
 
