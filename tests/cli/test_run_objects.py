@@ -3,10 +3,14 @@
 import asyncio
 import hashlib
 import os
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from hongbao.adapters.folder_objects import FolderObjects
+from hongbao.adapters.obstore import PROBE
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.run_objects import local_amounts, run_objects, upload_scheme
 from hongbao.cli.settings import UpSettings
@@ -15,6 +19,7 @@ from hongbao.domain.manifest import Manifest, manifest_name
 from hongbao.settle.book import map_amounts
 
 from tests.minted import MintedCampaign, tiny_campaign
+from tests.servers import s3
 
 
 @pytest.fixture
@@ -109,3 +114,68 @@ async def test_amounts_are_fetched_once_and_anew_when_the_copy_is_spoilt(
     (remote / minted.manifest.amounts.name).unlink()
     assert await local_amounts(run, settings, minted.manifest) == path
     assert hashlib.sha256(path.read_bytes()).hexdigest() == minted.manifest.amounts.sha256
+
+
+class Overwriting(BaseHTTPRequestHandler):
+    """Speaks as much S3 as a PUT needs, and does not know If-None-Match."""
+
+    protocol_version = "HTTP/1.1"
+    kept: dict[str, bytes]
+
+    def do_PUT(self) -> None:
+        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200)
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path in self.kept else 404)
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("ETag", '"1"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def overwriting(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, bytes]]]:
+    kept: dict[str, bytes] = {}
+    handler = type("Handler", (Overwriting,), {"kept": kept})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        yield f"http://127.0.0.1:{server.server_port}", kept
+        server.shutdown()
+        serving.join()
+
+
+async def test_a_store_that_overwrites_gets_no_scheme(
+    run: RunDir, minted: MintedCampaign, overwriting: tuple[str, dict[str, bytes]]
+) -> None:
+    endpoint, kept = overwriting
+    settings = settings_of("s3://rain/evening").model_copy(update={"objects_endpoint": endpoint})
+    for _ in range(2):
+        with pytest.raises(Rejected, match="ignores If-None-Match") as refused:
+            await upload_scheme(run, settings, minted.manifest)
+        assert refused.value.field == "objects_url"
+    assert list(kept) == ["/rain/evening/create-only/probe"]
+
+
+@pytest.mark.skipif(s3.why_not() is not None, reason=str(s3.why_not()))
+async def test_a_store_that_refuses_to_overwrite_is_asked_once(
+    run: RunDir, minted: MintedCampaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3.running_s3(tmp_path / "s3", "rain") as server:
+        for name, value in server.environ().items():
+            monkeypatch.setenv(name, value)
+        settings, probe = settings_of("s3://rain"), server.stored("rain", PROBE)
+        await upload_scheme(run, settings, minted.manifest)
+        assert probe.read_bytes() == b"first"
+        probe.unlink()
+        await upload_scheme(run, settings, minted.manifest)
+        assert not probe.exists()

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 SHA256: Final = "sha256"
 """Metadata of an object; one that others put there without it is read unchecked."""
+PROBE: Final = "create-only/probe"
+PROVED: Final = "create-only/proved"
 PUT_BYTES_MAX: Final = 5 << 30
 """S3's own limit on one PUT: 1.3 billion amounts, 200 million tickets a file."""
 QUICK_BYTES_MAX: Final = 4 << 20
@@ -111,6 +113,29 @@ class S3Objects:
             digest = await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
             if not await self._is_there(name, len(data), digest):
                 await self._create(name, data, digest)
+
+    async def prove_create_only(self) -> None:
+        """Raise Rejected when the store ignores If-None-Match: it would overwrite, and say nothing.
+
+        Tried once for each prefix, and kept there as proved; safe to repeat.
+        """
+        with self._translated(PROVED):
+            try:
+                await obstore.head_async(self._quick, PROVED)
+            except FileNotFoundError:
+                pass
+            else:
+                return
+            with contextlib.suppress(AlreadyExistsError):  # an earlier try ended before its end
+                await obstore.put_async(self._quick, PROBE, b"first", mode="create")
+            try:
+                await obstore.put_async(self._quick, PROBE, b"other", mode="create")
+            except AlreadyExistsError:
+                pass
+            else:
+                message = f"{self._url}: the store overwrites objects: it ignores If-None-Match"
+                raise Rejected(message, field="objects_url")
+        await self.put_new(PROVED, b"")
 
     async def names(self, prefix: str) -> list[str]:
         """Return the names below a prefix of whole segments, sorted."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from hongbao.adapters.cached_objects import CachedObjects
 from hongbao.adapters.folder_objects import FolderObjects
-from hongbao.adapters.obstore import open_objects
+from hongbao.adapters.obstore import S3Objects, open_objects
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain import manifest as manifests
@@ -43,12 +43,15 @@ async def upload_scheme(
     """Bring a scheme that is minted in the run's folder to a remote store; a no-op without one.
 
     Safe to repeat: what is there stays and is not sent again. The manifest goes last: where it
-    stands, everything it names stands too. Raises Rejected when other bytes are there. `progress`
-    receives (packets there, packets in all).
+    stands, everything it names stands too. Raises Rejected when other bytes are there, or when
+    the store could overwrite them. `progress` receives (packets there, packets in all).
     """
     if settings.objects_url is None:
         return
-    objects, slots, done = run_objects(run, settings), asyncio.Semaphore(UPLOADS_MAX), 0
+    objects = open_objects(settings.objects_url, settings.objects_endpoint)
+    if isinstance(objects, S3Objects):
+        await objects.prove_create_only()
+    slots, done = asyncio.Semaphore(UPLOADS_MAX), 0
 
     async def upload(name: str, packets: int = 0) -> None:
         nonlocal done
