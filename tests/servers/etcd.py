@@ -6,9 +6,7 @@ For fixtures and plain programs alike. Members die with the process that started
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,18 +18,11 @@ from hongbao.proto.etcd import rpc_pb2 as pb
 
 from tests.servers import binaries
 from tests.servers.certificates import Certificates, make_certificates
+from tests.servers.started import free_port, start
 
 START_S_MAX = 30.0
 PAUSE_S = 0.05
 CALL_S_MAX = 2.0
-PORTS = range(12_000, 32_000)
-"""Below what Linux gives to outgoing connections."""
-DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, linux/prctl.h
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-"""Runs before etcd in its process: a function between fork and exec is unsafe beside gRPC."""
 
 
 class EtcdCluster:
@@ -51,8 +42,8 @@ class EtcdCluster:
         self.certificates: Certificates | None = None
         if tls:
             self.certificates = make_certificates(folder / "tls")
-        ports = free_ports(2 * members)
-        self._client_ports, self._peer_ports = ports[:members], ports[members:]
+        self._client_ports = [free_port() for _ in range(members)]
+        self._peer_ports = [free_port() for _ in range(members)]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         try:
             for index in range(members):
@@ -88,10 +79,7 @@ class EtcdCluster:
         process.wait()
 
     def start(self, index: int) -> None:
-        """Start a killed member on its old data; do not wait for it.
-
-        Call it from a thread that lives on: Linux ties the death signal to the thread.
-        """
+        """Start a killed member on its old data; do not wait for it."""
         self._spawn(index)
 
     def pause(self, index: int) -> None:
@@ -157,18 +145,14 @@ class EtcdCluster:
             "log-level": "warn",
             **self._tls_options(),
         }
-        command = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT]
-        command.append(str(binaries.folder() / "etcd"))
+        command = [str(binaries.folder() / "etcd")]
         command += [f"--{name}={value}" for name, value in options.items()]
         self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / f"m{index}.log").open("ab") as log:
-            self._processes[index] = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, **self._environ.get(index, {})},
-            )
+        self._processes[index] = start(
+            command,
+            self._folder / f"m{index}.log",
+            environ={**os.environ, **self._environ.get(index, {})},
+        )
 
     def _tls_options(self) -> dict[str, str]:
         made = self.certificates
@@ -223,19 +207,3 @@ class EtcdCluster:
         return "\n".join(
             path.read_text(errors="replace")[-2000:] for path in sorted(self._folder.glob("*.log"))
         )
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now and that no outgoing connection gets by chance.
-
-    A member that was killed must find its ports free when it is started again.
-    """
-    found: list[int] = []
-    candidates = range(PORTS.start + os.getpid() * 41 % (len(PORTS) // 2), PORTS.stop)
-    for port in candidates:
-        with contextlib.suppress(OSError), socket.socket() as one:
-            one.bind(("127.0.0.1", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise RuntimeError(f"no {count} free ports in {PORTS}")

@@ -5,7 +5,6 @@ a user's machine a real bucket may be named instead: then no test may kill what 
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.servers.binaries import s3_binary, why_no_s3
+from tests.servers.started import free_port, start
 
 URL_VARIABLE: Final = "HONGBAO_TEST_S3"
 """Names a real bucket, s3://bucket/prefix; the standard AWS_* variables say how to reach it."""
@@ -26,16 +26,13 @@ REGION: Final = "us-east-1"
 ACCESS_KEY: Final = "hongbao-test"
 SECRET_KEY: Final = "only-for-loopback"
 
-_PR_SET_PDEATHSIG: Final = 1
-_libc = ctypes.CDLL(None)
-
 
 @dataclass
 class S3Server:
     """Is one server on a folder, with a port that it keeps over restarts."""
 
     folder: Path
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -52,22 +49,20 @@ class S3Server:
         }
 
     def start(self) -> None:
-        """Serve; returns once it listens. The kernel ends the server with the calling thread."""
+        """Serve; returns once it listens."""
         self.folder.mkdir(parents=True, exist_ok=True)
         address = ("--port", f"127.0.0.1:{self.port}", "--region", REGION)
-        with (self.folder.parent / f"{self.folder.name}.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [s3_binary(), *address, "--quiet", "--keep-alive", "posix", self.folder],
-                env={"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_parent,
-            )
+        log = self.folder.parent / f"{self.folder.name}.log"
+        self._process = start(
+            [str(s3_binary()), *address, "--quiet", "--keep-alive", "posix", str(self.folder)],
+            log,
+            environ={"ROOT_ACCESS_KEY": ACCESS_KEY, "ROOT_SECRET_KEY": SECRET_KEY},
+        )
         give_up_s = time.monotonic() + START_S_MAX
         while not self._listens():
             died = self._process.poll()
-            assert died is None, f"the S3 server ended with {died}: see {log.name}"
-            assert time.monotonic() < give_up_s, f"no S3 server after {START_S_MAX} s: {log.name}"
+            assert died is None, f"the S3 server ended with {died}: see {log}"
+            assert time.monotonic() < give_up_s, f"no S3 server after {START_S_MAX} s: {log}"
             time.sleep(0.02)
 
     def kill(self) -> None:
@@ -133,13 +128,3 @@ def why_not() -> str | None:
 def named_url() -> str | None:
     """Return the real bucket that the environment names."""
     return os.environ.get(URL_VARIABLE)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,22 +16,31 @@ STOP_S_MAX = 10.0
 # The kernel kills a child when the thread that started it ends, so one thread that lives as long
 # as the process starts them all.
 _STARTER = ThreadPoolExecutor(1, "servers")
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of this machine on which nothing listens."""
+    """Return a port of this machine on which nothing listens; never the same one again."""
     while True:
         port = PORTS[secrets.randbelow(len(PORTS))]
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _given.add(port)
             return port
 
 
-def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a server; it is killed when this process ends, however that happens."""
+def start(
+    command: Sequence[str], log: Path, *, environ: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a server; it is killed when this process ends, however that happens.
+
+    `environ` takes the place of our own environment.
+    """
     found = shutil.which("setpriv")
     guard = [found, "--pdeathsig", "KILL", "--"] if found else []
     with log.open("ab") as output:
@@ -41,6 +50,7 @@ def start(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=environ,
         ).result()
 
 

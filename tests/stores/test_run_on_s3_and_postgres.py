@@ -62,7 +62,7 @@ class Servers:
         alive = {one.process for one in up.specs if up.supervisor.pid(one.process)}
         facts["alive_without_objects"] = alive
         facts["files_without_objects"] = list(up.run.cache("access-a-0").glob("*.hbt"))
-        self.objects.start()  # not in a thread: the server ends with the thread that started it
+        await asyncio.to_thread(self.objects.start)
         facts["objects_back_at_ms"] = up.clock.wall_ms()
         facts["fetched"] = await self._until_fetched(stage)
 
