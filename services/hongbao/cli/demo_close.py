@@ -77,7 +77,8 @@ def _find_silences(
         at_ms = int(str(row["at_ms"]))
         slot = up.timeline.slot_at(at_ms)
         if row["kind"] == "store" and slot is not None:
-            text, manifests = str(row["text"]), prepared.manifests
+            second = (at_ms - up.timeline.slots[0].starts_at_ms) // 1000
+            text, manifests = f"{row['text']} ({second} s)", prepared.manifests
             watched_s = (slot.ends_at_ms - at_ms) / 1000
             silence_s = find_silence_s(kept, manifests, at_ms, slot.ends_at_ms)
             silences[text] = silence_s if watched_s > SERVICE_BACK_S_MAX else None
