@@ -123,6 +123,8 @@ class Stage:
     plot: Plot
     draw: Draw
     notes: Notes
+    until_drained: contextlib.AsyncExitStack
+    """What a story enters here lasts until no process takes calls or writes claims any more."""
 
     async def at(self, slot: int, share: float) -> None:
         """Wait until a share of a slot (from 0) has passed."""
@@ -180,13 +182,14 @@ async def _play(
     async with rain(settings, run, campaign, prepared, far_away, plot.environ) as up:
         await hongbao("fund", "pay-in", "--all", "--run", str(run.path))
         await _begin(up, plot)
-        stage = Stage(up, prepared, plot, seeded_draw(plot.seed), Notes())
-        load = _load(up, plot, promises)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(story(stage))
-            running = group.create_task(load.run())
-        for role in ("access", "redeem"):
-            await up.supervisor.drain(up.of(role=role))
+        async with contextlib.AsyncExitStack() as until_drained:
+            stage = Stage(up, prepared, plot, seeded_draw(plot.seed), Notes(), until_drained)
+            load = _load(up, plot, promises)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(story(stage))
+                running = group.create_task(load.run())
+            for role in ("access", "redeem"):
+                await up.supervisor.drain(up.of(role=role))
         await _catch_up(up)
         if plot.refund:
             await hongbao("fund", "refund", "--grace-s", "0", "--run", str(run.path))

@@ -6,8 +6,8 @@ position, epochs only rise and belong to one holder, readers see a prefix (desig
 
 import asyncio
 import json
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from hongbao.domain.errors import Transient
@@ -18,6 +18,8 @@ from hongbao.shards.reader import LogReader
 from tests.sim.history import Violation, check_log
 
 POLL_S = 0.02
+TELL_S_MAX = 10.0
+END = "end"  # a name beside the shards' leases: who is told of it was told of all before
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Recorded:
 
 
 class Recorder:
-    """Follows leases and logs of a plane from outside until it is cancelled."""
+    """Follows leases and logs of a plane from outside."""
 
     def __init__(
         self, log_store: LogStore, coordination: Coordination, plane: str, shards: Sequence[int]
@@ -47,20 +49,37 @@ class Recorder:
         self._log_store = log_store
         self._coordination = coordination
         self._plane = plane
+        self._prefix = f"lease/{plane}/"
 
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow_leases())
-            for shard in self.recorded.reads:
-                group.create_task(self._read(shard))
+    @asynccontextmanager
+    async def recording(self) -> AsyncIterator[None]:
+        """Record until the block ends, and every lease that was granted by then.
+
+        Leave it only when no process writes any more: a block that is written behind the end of
+        the recording has an epoch whose grant nobody recorded.
+        """
+        leases = asyncio.create_task(self._follow_leases())
+        readers = [asyncio.create_task(self._read(shard)) for shard in self.recorded.reads]
+        try:
+            yield
+            await self._coordination.put(self._prefix + END, END.encode())
+            await asyncio.wait_for(leases, TELL_S_MAX)
+            for reader in readers:
+                if reader.done():
+                    reader.result()  # its error
+        finally:
+            for task in (leases, *readers):
+                task.cancel()
+            await asyncio.gather(leases, *readers, return_exceptions=True)
 
     async def _follow_leases(self) -> None:
-        prefix = f"lease/{self._plane}/"
-        async for fact in self._coordination.watch(prefix, after_revision=0):
+        async for fact in self._coordination.watch(self._prefix, after_revision=0):
+            name = fact.key.removeprefix(self._prefix)
+            if name == END:
+                return
             if fact.value:
-                shard = int(fact.key.removeprefix(prefix))
                 process = json.loads(fact.value)["process"]
-                self.recorded.grants.append(Grant(shard, process, fact.revision))
+                self.recorded.grants.append(Grant(int(name), process, fact.revision))
 
     async def _read(self, shard: int) -> None:
         reader = LogReader(self._log_store, self._plane, shard)
@@ -79,9 +98,10 @@ def check_history(
     found = check_grants(recorded.grants)
     for shard, blocks in logs.items():
         key = ShardKey(plane, shard)
-        epochs = {one.epoch for one in recorded.grants if one.shard == shard}
         found += check_log(key, blocks)
-        found += check_epochs(key, blocks, epochs)
+        found += check_epochs(
+            key, blocks, [one.epoch for one in recorded.grants if one.shard == shard]
+        )
         found += check_prefix(key, blocks, recorded.reads[shard])
     return found
 
@@ -97,12 +117,16 @@ def check_grants(grants: Sequence[Grant]) -> list[Violation]:
     return found
 
 
-def check_epochs(key: ShardKey, blocks: Sequence[Block], granted: set[int]) -> list[Violation]:
-    """Whoever wrote held the lease once: every epoch of a log was granted."""
+def check_epochs(key: ShardKey, blocks: Sequence[Block], granted: Sequence[int]) -> list[Violation]:
+    """Whoever wrote held the lease once: every epoch of a log was granted.
+
+    Of epochs before the first recorded grant, nothing is known: the recording began behind them.
+    """
+    began = min(granted, default=0)
     return [
         Violation("who writes was granted the lease", f"{key} block {one.position}: {one.epoch}")
         for one in blocks
-        if one.kind is BlockKind.EPOCH and one.epoch not in granted
+        if one.kind is BlockKind.EPOCH and one.epoch >= began and one.epoch not in granted
     ]
 
 

@@ -25,12 +25,17 @@ def test_a_good_history_breaks_nothing() -> None:
     assert broken(Recorded(GRANTS, {0: list(LOG[:3])})) == set()
 
 
+def test_an_epoch_before_the_recording_is_not_judged() -> None:
+    assert broken(Recorded(GRANTS[1:], {0: list(LOG)})) == set()
+
+
 @pytest.mark.parametrize(
     ("recorded", "log", "rule"),
     [
         (Recorded([*GRANTS, Grant(0, "a", 8)], {0: []}), LOG, "epochs only rise"),
         (Recorded(GRANTS[::-1], {0: []}), LOG, "epochs only rise"),
-        (Recorded(GRANTS[1:], {0: []}), LOG, "who writes was granted the lease"),
+        (Recorded(GRANTS[:2], {0: []}), LOG, "who writes was granted the lease"),
+        (Recorded([], {0: []}), LOG, "who writes was granted the lease"),
         (Recorded(GRANTS, {0: list(LOG[1:])}), LOG, "readers see a prefix of the log"),
         (Recorded(GRANTS, {0: list(LOG)}), LOG[:3], "readers see a prefix of the log"),
         (Recorded(GRANTS, {0: []}), LOG[:1] + LOG[2:], "no hole in the log"),

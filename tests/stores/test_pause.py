@@ -3,9 +3,7 @@
 The history of leases and logs is recorded from outside all the while and judged (history.py).
 """
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,11 +60,8 @@ async def test_a_paused_owner_is_fenced_by_tikv_and_the_history_is_clean(
     stores: SharedState, tmp_path: Path, hearing: str
 ) -> None:
     recorder = Recorder(stores.log_store, stores.coordination, "toy", range(SHARDS))
-    recording = asyncio.create_task(recorder.run())
-    await pause_an_owner(stores, tmp_path, hearing)
-    recording.cancel()
-    with suppress(asyncio.CancelledError):
-        await recording
+    async with recorder.recording():
+        await pause_an_owner(stores, tmp_path, hearing)
     logs = {
         shard: await read_blocks(
             stores.log_store, ShardKey("toy", shard), 0, LOG_BLOCKS_MAX, limit=LOG_BLOCKS_MAX

@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
 
 import httpx
 import pytest
@@ -58,7 +57,7 @@ class Story:
         stores, shards = stage.up.stores, range(stage.plot.claims_shards)
         recorder = Recorder(stores.log_store, stores.coordination, "claims", shards)
         self.recorded = recorder.recorded
-        recording = asyncio.create_task(recorder.run())
+        await stage.until_drained.enter_async_context(recorder.recording())
         faults: list[tuple[int, float, str, Callable[[], Awaitable[None]]]] = [
             (0, 0.15, "tikv leader", self._kill_tikv),
             (0, 0.6, "etcd leader", self._kill_etcd),
@@ -73,9 +72,6 @@ class Story:
             await fault()
         await stage.at(1, 0.95)
         await asyncio.to_thread(self._scrape, stage)
-        recording.cancel()
-        with suppress(asyncio.CancelledError):
-            await recording
 
     def _scrape(self, stage: Stage) -> None:
         """Read what every living process says that it asked etcd to write."""
