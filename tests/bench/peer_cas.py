@@ -1,8 +1,11 @@
-"""The peer of opens on TiKV: one compare-and-swap for each claim, with the same client.
+"""The peers of opens on TiKV: one compare-and-swap for each claim, with the same client.
 
-usage: python -m tests.bench.peer_cas PD SECONDS IN_FLIGHT      prints one JSON object
+usage: python -m tests.bench.peer_cas loop PD SECONDS IN_FLIGHT     prints one JSON object
+       python -m tests.bench.peer_cas serve PD PORT                 answers opens by grpcio
 
-Kinder than a fair copy of ours: no call arrives, no token is verified, nothing is deciphered.
+`loop` is the bare client: no call arrives. `serve` is the service that one would write: a call, a
+swap, a reply. Both are kinder than a fair copy of ours: no token is verified or deciphered, and
+nobody who comes twice is told what he got.
 """
 
 import asyncio
@@ -10,13 +13,16 @@ import json
 import os
 import sys
 import time
+from typing import Any
 
+import grpc
+from hongbao.proto.v1 import redeem_pb2
 from tikv import AsyncRawClient
 
 CLAIM_BYTES = 48
 
 
-async def main(pd: str, seconds: float, in_flight: int) -> None:
+async def loop(pd: str, seconds: float, in_flight: int) -> None:
     claim, run = os.urandom(CLAIM_BYTES), os.urandom(8)
     done = 0
     async with AsyncRawClient(pd, atomic=True) as client:
@@ -36,5 +42,32 @@ async def main(pd: str, seconds: float, in_flight: int) -> None:
         print(json.dumps({"per_s": done / (time.monotonic() - began)}))
 
 
+async def serve(pd: str, port: int) -> None:
+    claim, run = os.urandom(CLAIM_BYTES), os.urandom(8)
+    async with AsyncRawClient(pd, atomic=True) as client:
+
+        async def open_packet(request: Any, context: Any) -> Any:
+            key = b"peer/%b/%b" % (run, request.claim_token)
+            swap = await client.compare_and_swap(key, None, claim)
+            opened = redeem_pb2.OPENED if swap.swapped else redeem_pb2.ALREADY_OPENED
+            return redeem_pb2.OpenReply(outcome=opened, amount_fen=1)
+
+        server = grpc.aio.server()
+        handler = grpc.unary_unary_rpc_method_handler(
+            open_packet,
+            request_deserializer=redeem_pb2.OpenRequest.FromString,
+            response_serializer=redeem_pb2.OpenReply.SerializeToString,
+        )
+        handlers = grpc.method_handlers_generic_handler("hongbao.v1.Redeem", {"Open": handler})
+        server.add_generic_rpc_handlers((handlers,))
+        server.add_insecure_port(f"127.0.0.1:{port}")
+        await server.start()
+        await server.wait_for_termination()
+
+
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3])))
+    mode, endpoint, *rest = sys.argv[1:]
+    if mode == "loop":
+        asyncio.run(loop(endpoint, float(rest[0]), int(rest[1])))
+    else:
+        asyncio.run(serve(endpoint, int(rest[0])))

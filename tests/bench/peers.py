@@ -1,4 +1,4 @@
-"""Peers that run beside ours on the server core: nginx and Redis behind grpcio."""
+"""Peers that run beside ours on the server core: nginx, and Redis and TiKV behind grpcio."""
 
 import re
 import subprocess
@@ -65,6 +65,16 @@ def redis_grab(folder: Path, packets: int) -> Iterator[tuple[int, list[int]]]:
         with running(front, core=SERVER_CORE, log=front_log) as server:
             wait_listening(port, server, front_log)
             yield port, [redis.pid, server.pid]
+
+
+@contextmanager
+def cas_service(folder: Path, pd: str) -> Iterator[int]:
+    """Serve opens by one compare-and-swap on TiKV each, behind grpcio; gives the port."""
+    port, log = free_port(), folder / "peer_cas.log"
+    command = [sys.executable, "-m", "tests.bench.peer_cas", "serve", pd, str(port)]
+    with running(command, core=SERVER_CORE, log=log) as server:
+        wait_listening(port, server, log)
+        yield port
 
 
 def h2load(port: int, path: str, body: Path, *, seconds: int, headers: dict[str, str]) -> float:

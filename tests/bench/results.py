@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 BUSY_LOAD = 0.5
+STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,20 @@ def describe_machine(folder: Path) -> dict[str, Any]:
         "kernel": platform.release(),
         "python": sys.version.split()[0],
         "load_before": round(os.getloadavg()[0], 2),
+        "python_step_ns": round(_python_step_ns(), 1),
         "fsync_ms_p50": round(_fsync_ms(folder), 3),
     }
+
+
+def _python_step_ns() -> float:
+    """Return what one step of a plain loop costs: the speed by which runs can be compared."""
+    best = float("inf")
+    for _ in range(5):
+        total, began = 0, time.perf_counter()
+        for number in range(STEPS):
+            total += number
+        best = min(best, time.perf_counter() - began)
+    return best / STEPS * 1e9
 
 
 def write_results(path: Path, machine: dict[str, Any], results: Sequence[Result]) -> None:

@@ -83,6 +83,14 @@ class Servers:
         quota = json.dumps({"opens_per_s": 10**9, "processes": {"bench": endless}}).encode()
         await self.live.stores.coordination.put(f"campaigns/{self.campaign}/quota", quota)
 
+    async def open_only(self) -> None:
+        """Take shaking and settling away, and wait until their leases are gone.
+
+        Both would share the core of the generator: settlement alone takes half of it.
+        """
+        self.live.supervisor.lose([*self.live.of(role="access"), *self.live.of(role="settle")])
+        await asyncio.sleep(2 * self.live.settings.lease_ttl_s)
+
     def cpu_s(self, *processes: str) -> dict[str, float]:
         return {process: cpu_s(self.pid(process)) for process in processes}
 

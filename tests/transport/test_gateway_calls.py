@@ -2,6 +2,7 @@
 
 import base64
 import struct
+from pathlib import Path
 
 import grpc
 import httpx
@@ -11,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hongbao.proto.v1 import access_pb2
 
-from tests.transport.gateway import Gateway
+from tests.transport.gateway import Gateway, gateway_config, running_gateway
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -133,3 +134,13 @@ async def test_a_deadline_ends_a_slow_call(gateway: Gateway) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(access_pb2.OpenSessionRequest(campaign="wait-5000"), timeout=0.2)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_behind_the_gateway_only_grpc_is_taken(tmp_path: Path) -> None:
+    """Redeem's own port: JSON and gRPC-Web are translated once, at the edge."""
+    async with running_gateway(gateway_config(tmp_path, web=False), tmp_path) as inner:
+        assert (await shake_by_grpc(inner, "new-year")).outcome == access_pb2.PACKET
+        async with httpx.AsyncClient(base_url=inner.url) as client:
+            by_name = await client.post("/v1/campaigns/new-year:shake", json={"session": "cw=="})
+            by_path = await client.post(SHAKE, json={"session": "cw=="})
+    assert (by_name.status_code, by_path.status_code) == (404, 415)

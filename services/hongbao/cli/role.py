@@ -85,6 +85,7 @@ def gateway_config(process: Process) -> GatewayConfig:
         app="hongbao.cli.embedded:app",
         local_services=(ACCESS_SERVICE if is_gateway else REDEEM_SERVICE,),
         zone=process.spec.zone,
+        web=is_gateway,
         admin_path=str(process.socket("admin")),
         internal_path=str(process.socket("internal")),
         upstreams=(Upstream("redeem", (REDEEM_SERVICE,), redeem),) if is_gateway else (),
