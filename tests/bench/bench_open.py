@@ -1,6 +1,7 @@
 """open_durable_per_core and credit_p99_s."""
 
 import asyncio
+from collections import Counter
 from contextlib import ExitStack
 from functools import partial
 from time import monotonic
@@ -8,7 +9,7 @@ from time import monotonic
 from tests.bench import peers
 from tests.bench.drive import Drive, drive
 from tests.bench.results import Result, compare
-from tests.bench.scale import Run, Scale, describe, rates, try_peer
+from tests.bench.scale import Run, Scale, describe, describe_cost, rates, try_peer
 from tests.bench.servers import ACCESS, REDEEM, SETTLE, STORE, Servers, servers
 
 PATH = "/hongbao.v1.Redeem/Open"
@@ -31,13 +32,11 @@ async def bench_open(scale: Scale) -> list[Result]:
             peer, skipped = await asyncio.to_thread(try_peer, stack, grab)
             mine: list[Run] = []
             theirs: list[Run] = []
-            used: list[dict[str, float]] = []
+            cost_s = Counter[str]()
             for _ in range(scale.rounds):
                 file = str(await ours.open_file(opens))
-                before = ours.cpu_s(REDEEM, STORE)
-                mine.append(await _drive(ours.port(REDEEM), file, scale))
-                after = ours.cpu_s(REDEEM, STORE)
-                used.append({name: after[name] - before[name] for name in after})
+                with ours.costing(cost_s, REDEEM, STORE):
+                    mine.append(await _drive(ours.port(REDEEM), file, scale))
                 if peer is not None:
                     theirs.append(await _drive(peer[0], file, scale))
         row = compare(
@@ -48,7 +47,7 @@ async def bench_open(scale: Scale) -> list[Result]:
             rates(theirs),
             target=TARGET_PER_S,
             target_ratio=TARGET_RATIO,
-            note="; ".join(filter(None, [describe(mine), _cpu_note(mine, used), skipped])),
+            note="; ".join(filter(None, [describe(mine), describe_cost(mine, cost_s), skipped])),
         )
         return [row, await _through_gateway(scale, ours, opens), await _credit_row(ours)]
 
@@ -58,13 +57,6 @@ async def _drive(port: int, file: str, scale: Scale) -> Run:
         port, PATH, file, scale.seconds, in_flight=IN_FLIGHT, repeat=False, connections=CONNECTIONS
     )
     return await asyncio.to_thread(drive, plan)
-
-
-def _cpu_note(runs: list[Run], used: list[dict[str, float]]) -> str:
-    """Say what an open costs each process: the profile of a miss."""
-    answers = sum(sum(run["outcomes"].values()) for run in runs) or 1
-    parts = [f"{name} {sum(one[name] for one in used) / answers * 1e6:.0f} µs" for name in used[0]]
-    return f"processor time an open: {', '.join(parts)}"
 
 
 async def _through_gateway(scale: Scale, ours: Servers, opens: int) -> Result:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from collections import Counter
 from typing import Any
 
 from hongbao.cli.write_count import WriteCount
@@ -13,7 +14,7 @@ from tests.bench.bench_open import OPENS_PER_S_MOST, PATH
 from tests.bench.drive import Drive, drive
 from tests.bench.pinned import SERVER_CORE
 from tests.bench.results import Result, compare
-from tests.bench.scale import Run, Scale, describe, rates
+from tests.bench.scale import Run, Scale, describe, describe_cost, rates
 from tests.bench.servers import REDEEM, servers
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
@@ -48,10 +49,12 @@ async def bench_open_tikv(scale: Scale) -> list[Result]:
             mine: list[Run] = []
             swaps: list[float] = []
             services: list[Run] = []
+            cost_s = Counter[str]()
             with peers.cas_service(folder, pd) as port:
                 for _ in range(scale.rounds):
                     file = str(await ours.open_file(opens))
-                    mine.append(await _drive(ours.port(REDEEM), file, scale))
+                    with ours.costing(cost_s, REDEEM):
+                        mine.append(await _drive(ours.port(REDEEM), file, scale))
                     swaps.append(await asyncio.to_thread(_swap, pd, scale.seconds))
                     services.append(await _drive(port, file, scale))
             opened = await asyncio.to_thread(ours.opened)
@@ -64,7 +67,8 @@ async def bench_open_tikv(scale: Scale) -> list[Result]:
             "one compare-and-swap a claim, bare client",
             swaps,
             target=TARGET_PER_S,
-            note=f"one TiKV store with fsync, beside the generator; {describe(mine)}",
+            note=f"one TiKV store with fsync, beside the generator; {describe(mine)}; "
+            f"{describe_cost(mine, cost_s)}",
         ),
         compare(
             ROWS[1],

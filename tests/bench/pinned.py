@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,11 +88,16 @@ def pin(pid: int, core: int) -> None:
             os.sched_setaffinity(int(task.name), {core})
 
 
-def cpu_s(pid: int) -> float:
-    """Return the processor time that a process has used."""
-    text = Path(f"/proc/{pid}/stat").read_text()
-    fields = text[text.rindex(")") + 2 :].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+def cpu_s(pid: int) -> Counter[str]:
+    """Return the processor time that a process has used: Envoy's workers, and the rest."""
+    used = Counter[str]()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            text = (task / "stat").read_text()
+            fields = text[text.rindex(")") + 2 :].split()
+            part = "Envoy" if "(wrk:" in text else "Python"
+            used[part] += (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return used
 
 
 def private_mib(pid: int) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """How much a bench measures, and how ours and a peer's figures become words."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,13 @@ def try_peer(stack: ExitStack, peer: Callable[[], Any]) -> tuple[Any, str]:
 
 def rates(runs: Iterable[Run]) -> list[float]:
     return [run["per_s"] for run in runs]
+
+
+def describe_cost(runs: Iterable[Run], cost_s: Mapping[str, float]) -> str:
+    """Say what a call costs each process: the profile of a miss."""
+    answers = sum(sum(run["outcomes"].values()) for run in runs) or 1
+    parts = [f"{name} {used / answers * 1e6:.0f} µs" for name, used in sorted(cost_s.items())]
+    return f"processor time a call: {', '.join(parts)}"
 
 
 def describe(runs: list[Run]) -> str:

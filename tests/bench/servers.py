@@ -6,8 +6,9 @@ All that the bench knows of the platform's processes is here.
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,14 @@ class Servers:
         self.live.supervisor.lose([*self.live.of(role="access"), *self.live.of(role="settle")])
         await asyncio.sleep(2 * self.live.settings.lease_ttl_s)
 
-    def cpu_s(self, *processes: str) -> dict[str, float]:
-        return {process: cpu_s(self.pid(process)) for process in processes}
+    @contextmanager
+    def costing(self, cost_s: Counter[str], *processes: str) -> Iterator[None]:
+        """Add what processes use in the block, in seconds of a core, by process and part of it."""
+        before = {process: cpu_s(self.pid(process)) for process in processes}
+        yield
+        for process in processes:
+            for part, used in (cpu_s(self.pid(process)) - before[process]).items():
+                cost_s[f"{process} {part}"] += used
 
     def shake_file(self) -> Path:
         path = self.folder / "shakes"
