@@ -88,6 +88,30 @@ async def test_a_pod_serves_the_open_slot_from_its_files_until_they_are_empty(ra
     await pod.drain()
 
 
+async def test_a_drain_tries_again_while_the_log_is_away(rain: Rain) -> None:
+    await rain.open_campaign(mint_fake(rain.objects))
+    pod = rain.pod()
+    await pod.start()
+    won = await win(rain, pod, 500)
+    failures = iter(range(3))
+    whole = rain.store.create
+
+    async def create(key: bytes, value: bytes) -> bool:
+        if next(failures, None) is not None:
+            raise Transient("the log is away")
+        return await whole(key, value)
+
+    rain.store.create = create  # type: ignore[method-assign]
+    await pod.drain()
+    assert next(failures, None) is None
+    after = rain.pod()
+    await after.start()
+    won += await win(rain, after, 500)
+    assert after.shelf.residue == 0
+    assert len(won) == len(set(won)) > 0
+    await after.drain()
+
+
 async def test_a_session_from_the_pod_can_shake(rain: Rain) -> None:
     await rain.open_campaign(mint_fake(rain.objects))
     pod = rain.pod()

@@ -211,6 +211,48 @@ async def test_a_log_that_does_not_answer_gives_up_in_time_and_nothing_is_lost()
     assert taken(cursor, 1) == [0]
 
 
+async def test_a_clean_end_behind_a_window_that_was_used_up_says_so() -> None:
+    store = MemoryStore()
+    cursor = await resumed(store, 1)
+    await cursor.top_up()
+    taken(cursor, WINDOW)
+    await cursor.give_back()
+    await cursor.give_back()
+    assert (await resumed(store, 2)).residue == 0
+    assert await store.get(entries.cursor_key(FILE.file, 2)) is None
+
+
+@pytest.mark.parametrize("arrives", ["before", "late", "never"])
+async def test_a_reservation_that_the_end_cut_off_leaves_no_residue(arrives: str) -> None:
+    """A drain cancels what is under way; the whole window was issued by then."""
+    store = MemoryStore()
+    cursor = await resumed(store, 1)
+    await cursor.top_up()
+    taken(cursor, WINDOW)
+    cut_off: list[tuple[bytes, bytes]] = []
+    asked = asyncio.Event()
+
+    async def create(key: bytes, value: bytes) -> bool:
+        cut_off.append((key, value))
+        asked.set()
+        if arrives == "before":
+            await whole(key, value)
+        await asyncio.sleep(3600)
+        return True
+
+    whole, store.create = store.create, create  # type: ignore[method-assign]
+    topping_up = asyncio.create_task(cursor.top_up())
+    await asked.wait()
+    topping_up.cancel()
+    store.create = whole  # type: ignore[method-assign]
+    await cursor.give_back()
+    if arrives == "late":
+        assert not await store.create(*cut_off[0])
+    after = await resumed(store, 2)
+    await after.top_up()
+    assert (after.residue, taken(after, 1)) == (0, [WINDOW])
+
+
 async def test_a_file_that_moves_there_and_back_goes_on_where_it_was() -> None:
     store = MemoryStore()
     issued: list[int] = []

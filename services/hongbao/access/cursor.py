@@ -39,6 +39,8 @@ class FileCursor:
         "_mark",
         "_pod",
         "_position",
+        "_told_to",
+        "_unknown",
         "_wake",
         "file",
         "issued_from",
@@ -69,6 +71,8 @@ class FileCursor:
         self._end = 0  # byte offset behind the reserved window; 0: issue nothing
         self._mark = _NEVER  # passing this byte offset asks for more
         self._position = 0  # of the next entry in the log
+        self._unknown = False  # whether an entry of ours may lie there already
+        self._told_to = 0  # every record before this one was issued, by the last entry
         self.reserved_to = 0  # first record behind everything reserved
         self.issued_from = 0
         self.residue = 0  # what the instance before had reserved and not said to have issued
@@ -129,7 +133,7 @@ class FileCursor:
         if start > self.file.count:
             raise Corrupt(f"file {self.file.file}: {start} records reserved of {self.file.count}")
         self._at = _START + start * _RECORD_BYTES
-        self.issued_from = self.reserved_to = start
+        self.issued_from = self.reserved_to = self._told_to = start
         self.resumed = True
 
     async def top_up(self) -> None:
@@ -147,11 +151,14 @@ class FileCursor:
                 self._open_window()
 
     async def give_back(self) -> None:
-        """Stop, and free what was reserved and not issued: a clean end leaves no residue."""
+        """Stop, and free what was reserved and not issued: a clean end leaves no residue.
+
+        A reservation that was cut off may still arrive: the entry of the end takes its place.
+        """
         self.stop()
         async with self._busy:
             kind = cursor.RESERVED
-            while kind != cursor.RETURNED and self.at < self.reserved_to:
+            while kind != cursor.RETURNED and (self._unknown or self._told_to < self.reserved_to):
                 kind = await self._append(cursor.RETURNED, self.at, self.reserved_to, self.at)
 
     def _open_window(self) -> None:
@@ -170,15 +177,17 @@ class FileCursor:
         """
         entry = CursorEntry(kind, self._pod, self._epoch, start, end, issued_to)
         key = cursor.cursor_key(self.file.file, self._position)
+        self._unknown = True
         try:
             async with asyncio.timeout(self._limits.store_timeout_s):
                 if not await self._log.create(key, cursor.pack_cursor(entry)):
                     entry = await self._read_own(key)
         except TimeoutError as error:
             raise Ambiguous(f"file {self.file.file}: the log did not answer") from error
+        self._unknown = False
         self._position += 1
-        if entry.kind == cursor.RESERVED:
-            self.reserved_to = entry.end
+        self._told_to = entry.issued_to
+        self.reserved_to = entry.end if entry.kind == cursor.RESERVED else entry.issued_to
         return entry.kind
 
     async def _read_own(self, key: bytes) -> CursorEntry:
@@ -189,6 +198,7 @@ class FileCursor:
         mine = entry.pod == self._pod and entry.pod_epoch == self._epoch
         if not mine or (entry.kind == cursor.RESERVED and entry.start != self.reserved_to):
             self.stop()
+            self._unknown = False
             raise Fenced(
                 f"file {self.file.file}: cursor entry {self._position} is of pod {entry.pod}, "
                 f"epoch {entry.pod_epoch}"

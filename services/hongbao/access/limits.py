@@ -59,6 +59,9 @@ class AccessLimits:
     retry_s: float = 0.2
     """Pause before the same write, read or watch is tried again."""
 
+    drain_s: float = 5.0
+    """How long a pod that ends tries to give back what it had reserved."""
+
     fetch_timeout_s: float = 120.0
     """How long one object may take to arrive, before the next one has its turn."""
 

@@ -230,14 +230,22 @@ class AccessPod:
             _log.warning("started_before_ready", files=len(self.shelf.files))
 
     async def drain(self) -> None:
-        """Stop issuing at once, then free what was reserved: nothing is left as residue."""
+        """Stop issuing at once, then free what was reserved: nothing is left as residue.
+
+        Unless the log takes nothing for `drain_s`: then that is residue, as after a crash.
+        """
         self._drained = True
         self.service.stop()
         self.shelf.keep_serving(())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.shelf.give_back()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain_s):
+                while True:
+                    if await self.shelf.give_back():
+                        break
+                    await asyncio.sleep(self._limits.retry_s)
         self.service.set_files({}, {})
         self.shelf.close()
 

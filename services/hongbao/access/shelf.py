@@ -74,8 +74,8 @@ class FileShelf:
             cursor.stop()
             self._leaving[file] = cursor
 
-    async def give_back(self) -> None:
-        """Free what stopped cursors had reserved; what fails is tried again with the next call."""
+    async def give_back(self) -> bool:
+        """Free what stopped cursors had reserved; False when it must be tried again."""
         for file, cursor in list(self._leaving.items()):
             try:
                 await cursor.give_back()
@@ -85,6 +85,7 @@ class FileShelf:
             except Fenced as error:
                 _log.info("cursor_taken_over", file=file, error=str(error))
             del self._leaving[file]
+        return not self._leaving
 
     async def fetch_next(self, wanted: Sequence[Wanted]) -> bool:
         """Fetch and check the first missing file; False when nothing can be fetched now."""
