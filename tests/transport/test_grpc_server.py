@@ -68,11 +68,11 @@ async def test_a_drain_says_so_first_and_ends_what_runs() -> None:
     server = await start_grpc_server(new_dispatcher(), "127.0.0.1:0", services=("x",))
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         slow = access_pb2.OpenSessionRequest(campaign="wait-300").SerializeToString()
-        call = channel.unary_unary(OPEN_SESSION)(slow)
         health = health_pb2_grpc.HealthStub(channel)
         before = await health.Check(health_pb2.HealthCheckRequest(service="x"))
-        draining = asyncio.create_task(server.drain(settle_s=0.1, grace_s=3))
-        await asyncio.sleep(0.05)
+        call = channel.unary_unary(OPEN_SESSION)(slow)
+        draining = asyncio.create_task(server.drain(settle_s=1.0, grace_s=5))
+        await asyncio.sleep(0)  # it has told by now, and stops a second later
         during = await health.Check(health_pb2.HealthCheckRequest(service="x"))
         assert await call.code() is grpc.StatusCode.OK
         await draining
