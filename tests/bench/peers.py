@@ -11,11 +11,11 @@ from tests.bench.pinned import (
     LOAD_CORE,
     SERVER_CORE,
     Unavailable,
-    free_port,
     require_program,
     running,
     wait_listening,
 )
+from tests.servers.started import free_port
 
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.err;

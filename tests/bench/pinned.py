@@ -75,12 +75,6 @@ def wait_listening(port: int, process: subprocess.Popen[bytes], log: Path) -> No
     raise Unavailable(f"nothing listens on {port}: {log.read_text(errors='replace')[-400:]}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def pin(pid: int, core: int) -> None:
     """Move a process with all its threads; threads that it starts later follow."""
     for task in Path(f"/proc/{pid}/task").iterdir():

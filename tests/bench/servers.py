@@ -37,11 +37,11 @@ from tests.bench.pinned import (
     LOAD_CORE,
     SERVER_CORE,
     cpu_s,
-    free_port,
     pin,
     running,
     wait_listening,
 )
+from tests.servers.started import free_port
 
 ACCESS, REDEEM, STORE, SETTLE = "access-a-0", "redeem-a-0", "store", "settle-a-0"
 PACE_PER_S = 50_000

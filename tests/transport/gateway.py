@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +13,8 @@ import pytest
 from hongbao.transport import launch
 from hongbao.transport.admin import EnvoyAdmin
 from hongbao.transport.envoy import GatewayConfig, build_gateway_config
+
+from tests.servers.started import free_port
 
 READY_S_MAX = 20.0
 
@@ -38,12 +39,6 @@ class Gateway:
     @property
     def log(self) -> str:
         return (self.folder / "log").read_text()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def gateway_config(folder: Path, **changes: object) -> GatewayConfig:

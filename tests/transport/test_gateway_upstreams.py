@@ -18,7 +18,8 @@ from hongbao.transport.grpc_server import GrpcServer, start_grpc_server
 from hongbao.transport.metrics import CallMetrics
 from hongbao.transport.upstreams import Endpoint, Upstream
 
-from tests.transport.gateway import Gateway, free_port, gateway_config, running_gateway
+from tests.servers.started import free_port
+from tests.transport.gateway import Gateway, gateway_config, running_gateway
 
 OPEN = "/hongbao.v1.Redeem/Open"
 SESSION = "/hongbao.v1.Access/OpenSession"
