@@ -1,4 +1,7 @@
-"""Runs a PostgreSQL cluster of its own for tests, where the binaries are on the machine."""
+"""Runs a PostgreSQL cluster of its own for tests, where the binaries are on the machine.
+
+The server is our own child (pg_ctl would give it away), so it dies with us.
+"""
 
 import contextlib
 import os
@@ -12,10 +15,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.servers.started import free_port
+import psycopg
+
+from tests.servers import started
 
 BINARIES = Path("/usr/lib/postgresql")
-START_S_MAX = 30
+START_S_MAX = 60
+STOP_S_MAX = 30
+POLL_S = 0.02
 
 
 def find_binaries() -> Path | None:
@@ -39,7 +46,8 @@ class Cluster:
 
     folder: Path
     user: str | None
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=started.free_port)
+    _process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -47,29 +55,48 @@ class Cluster:
 
     def start(self) -> None:
         """Serve; returns once it takes connections, after whatever recovery a kill made needed."""
-        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} -c fsync=off"
-        self._control("-o", options, "-l", self.folder / "log", "-t", START_S_MAX, "-w", "start")
+        binaries, log = find_binaries(), self.folder / "log"
+        assert binaries is not None
+        place = ("-D", str(self.folder / "data"), "-k", str(self.folder))
+        options = ("-h", "127.0.0.1", "-p", str(self.port), "-c", "fsync=off")
+        command = [str(binaries / "postgres"), *place, *options]
+        self._process = started.start(command, log, user=self.user)
+        give_up_s = time.monotonic() + START_S_MAX
+        while not self._serves():
+            died = self._process.poll()
+            assert died is None, f"PostgreSQL ended with {died}: {log.read_text()}"
+            assert time.monotonic() < give_up_s, f"not served in {START_S_MAX} s: {log.read_text()}"
+            time.sleep(POLL_S)
 
     def stop(self) -> None:
-        self._control("-m", "immediate", "-w", "stop")
+        """End it at once, and wait until it has taken its backends along."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(STOP_S_MAX)
+            self._process = None
 
     def kill(self) -> None:
         """Kill -9 the server and every backend at once.
 
         What was committed outlives it even without fsync, because the machine stays up.
         """
-        pid = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for each in (pid, *map(int, children)):
+        assert self._process is not None
+        pid = self._process.pid
+        children = [int(one) for one in _children(pid)]
+        for each in (pid, *children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
-        while _lives(pid):
-            time.sleep(0.01)
+        self._process.wait(STOP_S_MAX)
+        self._process = None
+        while any(map(lives, children)):  # else the next start finds its memory in use
+            time.sleep(POLL_S)
 
-    def _control(self, *options: object) -> None:
-        binaries = find_binaries()
-        assert binaries is not None
-        _run(self.user, binaries / "pg_ctl", "-D", self.folder / "data", *options)
+    def _serves(self) -> bool:
+        try:
+            psycopg.connect(self.url, connect_timeout=STOP_S_MAX).close()
+        except psycopg.OperationalError:
+            return False
+        return True
 
 
 @contextlib.contextmanager
@@ -91,8 +118,8 @@ def started_cluster() -> Iterator[Cluster]:
             shutil.chown(folder, user)
         _run(user, binaries / "initdb", "-D", folder / "data", "-A", "trust", "-U", "hongbao", "-N")
         cluster = Cluster(folder, user)
-        cluster.start()
         try:
+            cluster.start()
             yield cluster
         finally:
             cluster.stop()
@@ -100,7 +127,11 @@ def started_cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def lives(pid: int) -> bool:
     """Say whether a process still runs: a zombie does not, whoever its parent is."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -116,7 +147,7 @@ def _run(user: str | None, *command: object) -> None:
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=2 * START_S_MAX,
+        timeout=START_S_MAX,
         check=False,
     )
     assert done.returncode == 0, done.stdout

@@ -35,11 +35,16 @@ def free_port() -> int:
 
 
 def start(
-    command: Sequence[str], log: Path, *, environ: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    *,
+    environ: Mapping[str, str] | None = None,
+    user: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a server; it is killed when this process ends, however that happens.
 
-    `environ` takes the place of our own environment.
+    `environ` takes the place of our own environment. A `user` other than ours may not be let into
+    our folder, so it works in the root.
     """
     found = shutil.which("setpriv")
     guard = [found, "--pdeathsig", "KILL", "--"] if found else []
@@ -51,6 +56,8 @@ def start(
             stdout=output,
             stderr=output,
             env=environ,
+            user=user,
+            cwd=None if user is None else "/",
         ).result()
 
 
