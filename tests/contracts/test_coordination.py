@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from hongbao.domain.errors import Exhausted, Rejected
+from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import VALUE_BYTES_MAX, Lease, Versioned
+from hongbao.shards.ranges import FIRST_NUMBER, take_range
 
 from tests.contracts.conftest import EMBEDDED, embedded_contract
 from tests.contracts.etcd_contracts import ETCD, make_contract, start_cluster
@@ -130,6 +132,24 @@ async def test_of_racing_creators_one_wins_and_the_others_know(contract: Contrac
     creators = (contract.store.compare_and_put(key, b"%d" % n, revision=0) for n in range(8))
     written = [fact for fact in await asyncio.gather(*creators) if fact is not None]
     assert written == [await contract.store.read(key)]
+
+
+async def test_racing_takers_of_a_sequence_get_ranges_that_never_meet(contract: Contract) -> None:
+    shard = ShardKey(contract.fact("streams"), 1)
+
+    async def take_some() -> list[range]:
+        return [await take_range(contract.store, shard, count=10) for _ in range(5)]
+
+    taken = [one for some in await asyncio.gather(*(take_some() for _ in range(4))) for one in some]
+    starts = range(FIRST_NUMBER, FIRST_NUMBER + 200, 10)
+    assert sorted(taken, key=lambda one: one.start) == [range(one, one + 10) for one in starts]
+
+
+async def test_after_a_restart_a_sequence_goes_on_above_its_last_range(contract: Contract) -> None:
+    shard = ShardKey(contract.fact("streams"), 1)
+    before = await take_range(contract.store, shard)
+    await contract.restart()
+    assert (await take_range(contract.store, shard)).start == before.stop
 
 
 async def test_of_many_puts_to_one_key_each_is_a_change_of_its_own(contract: Contract) -> None:

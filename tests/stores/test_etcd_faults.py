@@ -5,14 +5,16 @@ Seeded: HONGBAO_SEED repeats a run.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
 from hongbao.adapters.etcd import EtcdCoordination
 from hongbao.domain.errors import Ambiguous, Transient
+from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import Versioned
+from hongbao.shards.ranges import FIRST_NUMBER, take_range
 
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
@@ -25,6 +27,7 @@ BACK_S_MAX = 25.0
 """From the loss of a member to the next answer. An idle machine needs 1–3 s, for an election of one
 or two rounds (each test prints its own figure); a busy one is only asked to come back at all."""
 CUT_S = 2.0
+SHARD = ShardKey("streams", 1)
 
 pytestmark = [
     pytest.mark.slow,
@@ -159,6 +162,67 @@ async def test_history_is_compacted_while_a_watcher_is_cut_off(
         check(load, *await load.finish())
         cut_off, *others = load.history.seen.values()
         assert len(cut_off) < min(len(seen) for seen in others)
+
+
+class Takers:
+    """Take ranges of one sequence, each over connections of its own, until told to stop."""
+
+    def __init__(self, stores: Sequence[EtcdCoordination]) -> None:
+        self.taken: list[range] = []
+        self._going = True
+        self._tasks = [asyncio.create_task(self._take(store)) for store in stores]
+
+    async def take_more(self, count: int) -> None:
+        """Return when so many more were taken by whoever still can."""
+        wanted = len(self.taken) + count
+        async with asyncio.timeout(BACK_S_MAX):
+            while True:
+                if len(self.taken) >= wanted:
+                    return
+                await asyncio.sleep(0.02)
+
+    async def stop(self) -> None:
+        self._going = False
+        await asyncio.gather(*self._tasks)
+
+    async def _take(self, store: EtcdCoordination) -> None:
+        while self._going:
+            with suppress(Transient):
+                self.taken.append(await take_range(store, SHARD, count=10))
+
+
+async def test_no_number_of_a_sequence_is_given_twice_while_members_die_and_replies_are_lost(
+    cluster: EtcdCluster,
+) -> None:
+    """One taker hears no replies, two lose the member that they are connected to."""
+    settings = cluster.settings(f"{secrets.token_hex(6)}/")
+    ends = settings.endpoints
+    async with AsyncExitStack() as stack:
+        relay = await stack.enter_async_context(Relay(ends[0]))
+        ways = [(relay.endpoint,), *(ends[first:] + ends[:first] for first in range(3))]
+        stores = [
+            await stack.enter_async_context(connected(replace(settings, endpoints=way)))
+            for way in ways
+        ]
+        takers = Takers(stores)
+        for store in stores[1:3]:
+            await takers.take_more(30)
+            relay.lose_replies()
+            await takers.take_more(30)
+            relay.heal()
+            index = ends.index(store.endpoint)
+            cluster.kill(index)
+            await takers.take_more(30)
+            cluster.start(index)
+            await asyncio.to_thread(cluster.wait_until_serving)
+        await takers.stop()
+        assert relay.lost_bytes
+        numbers = [number for one in takers.taken for number in one]
+        assert len(set(numbers)) == len(numbers)
+        last = await take_range(stores[3], SHARD)
+        assert last.start > max(numbers)
+        skipped = last.start - FIRST_NUMBER - len(numbers)
+        print(f"{len(takers.taken)} ranges, {skipped} numbers skipped")
 
 
 @pytest.mark.parametrize("members", [1, 3])
