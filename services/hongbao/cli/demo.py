@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
+from hongbao.cli.campaign_input import require_campaign
 from hongbao.cli.demo_close import close_evening, find_unproved, hongbao
 from hongbao.cli.demo_faults import plan_store_events, read_store_faults
 from hongbao.cli.demo_screen import Screen, build_screen
@@ -26,10 +27,14 @@ from hongbao.cli.demo_script import EventLog, plan_events, play
 from hongbao.cli.documents import deploy_timeline
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.report import write_report
+from hongbao.cli.run_claim import check_unclaimed
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
+from hongbao.cli.run_objects import check_no_objects
 from hongbao.cli.settings import UpSettings, read_settings
+from hongbao.cli.stores import open_clusters
 from hongbao.cli.up import progress_step, refuse_to_pay, rehearsed_timeline, tell_embedding
 from hongbao.cli.write_count import WriteCount
+from hongbao.domain.campaign import Campaign
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.domain.money import format_yuan
 from hongbao.transport.launch import find_embedding
@@ -101,7 +106,10 @@ class _Evening:
 
 def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list[str]]:
     """Play the whole evening on an emptied folder; return the audit's line and what it lacks."""
-    _empty(settings.run_dir)
+    campaign = require_campaign(settings.campaign)
+    broken = read_store_faults(evening.faults, len(campaign.slots)) if evening.faults else []
+    asyncio.run(_check_new(settings, campaign))
+    _empty(settings.run_dir)  # from here on nothing is refused that could be known before
     tell_embedding(find_embedding())
     with Progress(
         *Progress.get_default_columns()[:-1],
@@ -116,7 +124,6 @@ def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list
         f"{len(prepared.plans)} schemes, {format_yuan(campaign.budget_fen)} yuan. "
         f"Seed {evening.seed}."
     )
-    broken = read_store_faults(evening.faults, len(campaign.slots)) if evening.faults else []
     folder = run.path / "report"
     folder.mkdir()
 
@@ -154,6 +161,13 @@ async def _begin(up: Rain, evening: _Evening) -> None:
         rehearsal=True,
         now_ms=up.clock.wall_ms(),
     )
+
+
+async def _check_new(settings: UpSettings, campaign: Campaign) -> None:
+    """Raise Rejected where a store outside the folder holds a run, which a new one cannot go on."""
+    async with open_clusters(settings, campaign.campaign) as (log_store, coordination):
+        await check_unclaimed(settings, log_store, coordination)
+    await check_no_objects(settings, campaign.campaign)
 
 
 def _empty(run_dir: Path) -> None:

@@ -38,6 +38,26 @@ async def claim_stores(
     _check(run, "etcd", etcd, (await coordination.read(KEY)).value, own)
 
 
+async def check_unclaimed(
+    settings: UpSettings, log_store: LogStore | None, coordination: Coordination | None
+) -> None:
+    """Raise Rejected where a shared store holds a run, whichever: one that begins anew fits none.
+
+    None stands for a store that lies in the run's own folder. Writes nothing.
+    """
+    claimed = [
+        ("tikv", settings.tikv, log_store and await log_store.get(KEY.encode())),
+        ("etcd", settings.etcd, coordination and (await coordination.read(KEY)).value),
+    ]
+    for field, store, found in claimed:
+        if store is not None and found:
+            raise Rejected(
+                f"{field}: namespace {_name(store)} holds a run already, and this would begin "
+                f"another: choose another {field}.namespace",
+                field=f"{field}.namespace",
+            )
+
+
 def settle_id(run: RunDir) -> bytes:
     """Return the run's id, made at its first start and durable before anybody learns it."""
     path = run.path / ID_NAME
@@ -58,7 +78,11 @@ def _check(
         message = f"{run.store} holds another run than {run.path}: bring back what was there"
         raise Rejected(message, field="run_dir")
     raise Rejected(
-        f"{field}: namespace {store.namespace or '(the campaign id)'} belongs to another run than "
+        f"{field}: namespace {_name(store)} belongs to another run than "
         f"{run.path}: choose another {field}.namespace, or start that run from its own folder",
         field=f"{field}.namespace",
     )
+
+
+def _name(store: ClusterStore) -> str:
+    return store.namespace or "(the campaign id)"

@@ -16,12 +16,13 @@ from hongbao.adapters.obstore import S3Objects, open_objects
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain import manifest as manifests
-from hongbao.domain.errors import NotFound
+from hongbao.domain.errors import NotFound, Rejected
 from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest
 from hongbao.domain.objects import ObjectStore
 
 HASH_CHUNK_BYTES: Final = 1 << 20
+MANIFEST_END: Final = "/manifest.json"
 UPLOADS_MAX: Final = 4
 """Objects on their way at once: a store gives one stream less than a network can carry."""
 
@@ -71,7 +72,19 @@ async def any_minted(run: RunDir, settings: UpSettings, campaign: CampaignId) ->
     """Say whether a scheme of the campaign is minted, here or in the remote store."""
     stores = [FolderObjects(run.objects), run_objects(run, settings)]
     names = [name for store in stores for name in await store.names(campaign)]
-    return any(name.endswith("/manifest.json") for name in names)
+    return any(name.endswith(MANIFEST_END) for name in names)
+
+
+async def check_no_objects(settings: UpSettings, campaign: CampaignId) -> None:
+    """Raise Rejected where the remote store holds a campaign that was minted with other keys."""
+    if settings.objects_url is None:
+        return
+    objects = open_objects(settings.objects_url, settings.objects_endpoint)
+    if any(name.endswith(MANIFEST_END) for name in await objects.names(campaign)):
+        raise Rejected(
+            f"{settings.objects_url} holds {campaign} of another run: choose another prefix",
+            field="objects_url",
+        )
 
 
 async def minted_here(

@@ -63,24 +63,27 @@ async def connect_stores(
     Connections come and go by themselves afterwards. `offline`: the run's store process is down,
     so its files are opened instead. Raises Rejected when a client library is missing.
     """
-    log_store: LogStore | None = None
-    coordination: Coordination | None = None
-    writes = None
     async with AsyncExitStack() as opening:
-        if settings.tikv is not None:
-            log_store = tikv = _open_tikv(settings.tikv, campaign)
-            opening.push_async_callback(tikv.close)
-        if settings.etcd is not None:
-            coordination = etcd = _open_etcd(settings.etcd, campaign)
-            opening.push_async_callback(etcd.close)
-            writes = etcd.writes
+        tikv, etcd = _open_clusters(opening, settings, campaign)
+        log_store: LogStore | None = tikv
+        coordination: Coordination | None = etcd
         if settings.embedded:
             store = await _open_embedded(run, offline=offline)
             opening.push_async_callback(store.close)
             log_store, coordination = log_store or store, coordination or store
         assert log_store is not None
         assert coordination is not None
+        writes = None if etcd is None else etcd.writes
         return SharedState(log_store, coordination, opening.pop_all().aclose, writes)
+
+
+@asynccontextmanager
+async def open_clusters(
+    settings: UpSettings, campaign: str
+) -> AsyncIterator[tuple[LogStore | None, Coordination | None]]:
+    """Open the stores that other runs may share; None for what lies in the run's own folder."""
+    async with AsyncExitStack() as opening:
+        yield _open_clusters(opening, settings, campaign)
 
 
 @asynccontextmanager
@@ -107,6 +110,19 @@ async def open_stores(run_path: Path = DEFAULT_RUN) -> AsyncIterator[Stores]:
         )
     finally:
         await shared.close()
+
+
+def _open_clusters(
+    opening: AsyncExitStack, settings: UpSettings, campaign: str
+) -> "tuple[TikvStore | TikvTxnStore | None, EtcdCoordination | None]":
+    tikv, etcd = None, None
+    if settings.tikv is not None:
+        tikv = _open_tikv(settings.tikv, campaign)
+        opening.push_async_callback(tikv.close)
+    if settings.etcd is not None:
+        etcd = _open_etcd(settings.etcd, campaign)
+        opening.push_async_callback(etcd.close)
+    return tikv, etcd
 
 
 def _open_tikv(settings: TikvSettings, campaign: str) -> "TikvStore | TikvTxnStore":
