@@ -1,12 +1,13 @@
 """Records who held the leases of shards and what a reader of their logs saw; judges both.
 
-The rules are those of etcd's and TiKV's promises as the runtime uses them: one writer per
-position, epochs only rise and belong to one holder, readers see a prefix (design §1).
+The rules are those of etcd's and TiKV's promises as the runtime uses them: one holder of a lease at
+a time, epochs only rise, each has one writer who was granted it, readers see a prefix (design §1).
+When a holder believed in its lease cannot be seen from here: etcd_history.py judges that.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -31,12 +32,24 @@ class Grant:
     epoch: int
 
 
+@dataclass(frozen=True)
+class End:
+    """Is the end of a lease, given up or run out; `epoch` is the revision that deleted it."""
+
+    shard: int
+    epoch: int
+
+
 @dataclass
 class Recorded:
     """Is what one observer saw while a run went on."""
 
-    grants: list[Grant] = field(default_factory=list)
+    leases: list[Grant | End] = field(default_factory=list)
     reads: dict[int, list[Block]] = field(default_factory=dict)
+
+    @property
+    def grants(self) -> list[Grant]:
+        return [one for one in self.leases if isinstance(one, Grant)]
 
 
 class Recorder:
@@ -79,7 +92,9 @@ class Recorder:
                 return
             if fact.value:
                 process = json.loads(fact.value)["process"]
-                self.recorded.grants.append(Grant(int(name), process, fact.revision))
+                self.recorded.leases.append(Grant(int(name), process, fact.revision))
+            else:
+                self.recorded.leases.append(End(int(name), fact.revision))
 
     async def _read(self, shard: int) -> None:
         reader = LogReader(self._log_store, self._plane, shard)
@@ -95,7 +110,7 @@ def check_history(
     plane: str, recorded: Recorded, logs: dict[int, Sequence[Block]]
 ) -> list[Violation]:
     """Return every broken rule over what was recorded and the logs as they lie now."""
-    found = check_grants(recorded.grants)
+    found = check_leases(recorded.leases) + check_writers(plane, logs)
     for shard, blocks in logs.items():
         key = ShardKey(plane, shard)
         found += check_log(key, blocks)
@@ -106,14 +121,36 @@ def check_history(
     return found
 
 
-def check_grants(grants: Sequence[Grant]) -> list[Violation]:
-    """Of one shard, later grants have higher epochs, and an epoch is granted once."""
+def check_leases(leases: Sequence[Grant | End]) -> list[Violation]:
+    """A lease passes to another process only behind its end; every change comes once, in order.
+
+    A process may be granted again what it holds: it has started anew. Of a lease that ends first,
+    nothing is known: it was granted before the recording. A store that drops history under a watch
+    that was cut off may keep an end from us: let it compact only while the watch goes on.
+    """
     found = []
-    last: dict[int, int] = {}
-    for grant in grants:
-        if grant.epoch <= last.get(grant.shard, 0):
-            found.append(Violation("epochs only rise", f"{grant} behind {last[grant.shard]}"))
-        last[grant.shard] = max(grant.epoch, last.get(grant.shard, 0))
+    last: dict[int, Grant | End] = {}
+    for one in leases:
+        before = last.get(one.shard)
+        if before is not None and one.epoch <= before.epoch:
+            found.append(Violation("epochs only rise", f"{one} behind {before}"))
+        elif isinstance(before, Grant) and isinstance(one, Grant) and before.process != one.process:
+            found.append(Violation("one holder at a time", f"{one}, though {before} had not ended"))
+        elif isinstance(before, End) and isinstance(one, End):
+            found.append(Violation("what ends was held", f"{one} behind {before}"))
+        last[one.shard] = one
+    return found
+
+
+def check_writers(plane: str, logs: Mapping[int, Sequence[Block]]) -> list[Violation]:
+    """A nonce is one owner's alone: it writes one shard, in the one epoch that it was granted."""
+    found = []
+    tenures: dict[bytes, tuple[int, int]] = {}
+    for shard, blocks in logs.items():
+        for block in blocks:
+            if tenures.setdefault(block.nonce, (shard, block.epoch)) != (shard, block.epoch):
+                evidence = f"{ShardKey(plane, shard)} block {block.position} of {block.epoch}"
+                found.append(Violation("one epoch per writer", evidence))
     return found
 
 
