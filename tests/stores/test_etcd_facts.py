@@ -1,7 +1,9 @@
 """What the etcd adapter remembers of the keys that it was shown: bounded, at little cost."""
 
+import itertools
 import time
 
+import pytest
 from hongbao.adapters.etcd_facts import SHOWN_KEYS_MAX, Shown
 from hongbao.shards.ports import Versioned
 
@@ -14,6 +16,38 @@ def show(shown: Shown, first: int, count: int) -> float:
     for number in range(first, first + count):
         shown.there(Versioned(f"k/{number}", b"1", number + 1))
     return time.process_time() - began_s
+
+
+THERE, BACK = Versioned("a", b"1", 50), Versioned("a", b"2", 95)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_a_key_that_came_back_is_known_in_whatever_order_answers_came(
+    order: tuple[int, ...],
+) -> None:
+    """Else its next deletion, when etcd compacts it away, would reach no watch (F8)."""
+    shown = Shown()
+    showings = [
+        lambda: shown.there(THERE),
+        lambda: shown.absent("a", 90),
+        lambda: shown.there(BACK),
+    ]
+    for index in order:
+        showings[index]()
+    assert shown.keys("", 100) == {"a"}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(2))))
+def test_a_key_that_went_behind_its_last_showing_is_known_to_be_gone(
+    order: tuple[int, ...],
+) -> None:
+    shown = Shown()
+    shown.there(THERE)
+    showings = [lambda: shown.there(BACK), lambda: shown.absent("a", 120)]
+    for index in order:
+        showings[index]()
+    assert shown.keys("", 100) == {"a"}
+    assert shown.keys("", 120) == set()
 
 
 def test_new_keys_cost_no_more_than_a_sweep_when_many_live() -> None:

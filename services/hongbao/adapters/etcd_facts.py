@@ -75,6 +75,8 @@ class Namespace:
 @dataclass(slots=True)
 class _Shown:
     since: int
+    last: int
+    """Newest revision at which it was shown alive."""
     gone: int | None = None
 
 
@@ -93,18 +95,22 @@ class Shown:
         """Note that a key was shown alive; its deletion may still lie between two showings."""
         shown = self._keys.get(fact.key)
         if shown is None:
-            self._keys[fact.key] = _Shown(fact.revision)
+            self._keys[fact.key] = _Shown(fact.revision, fact.revision)
             self._bound()
         elif shown.gone is None or shown.gone < fact.revision:
             shown.gone = None
         shown = self._keys[fact.key]
         shown.since = min(shown.since, fact.revision)
+        shown.last = max(shown.last, fact.revision)
         return fact
 
     def absent(self, key: str, revision: int) -> None:
-        """Note that a key was shown to be absent at a revision."""
+        """Note that a key was shown to be absent at a revision.
+
+        Reads and watches answer in any order: what was shown alive since has come back.
+        """
         shown = self._keys.get(key)
-        if shown is not None and shown.since < revision:
+        if shown is not None and shown.last < revision:
             shown.gone = revision if shown.gone is None else min(shown.gone, revision)
 
     def listed(self, prefix: str, there: Iterable[str], revision: int) -> None:
