@@ -13,6 +13,9 @@ from hongbao.adapters.tikv_calls import CALL_S_MAX, IN_FLIGHT_MAX, WAITING_MAX, 
 from hongbao.adapters.tikv_txn import TikvTxnStore
 from hongbao.domain.errors import Ambiguous, Overloaded, Rejected, Transient
 from hongbao.shards.ports import VALUE_BYTES_MAX
+from tikv._async._client import SCAN_PAGE_SIZE
+from tikv._proto import metapb_pb2
+from tikv._region import Region
 
 from tests.contracts.tikv_contracts import NOT_OURS, RAW, TIKV, TXN, TikvContract, tikv_contract
 from tests.servers.certificates import Certificates, make_certificates
@@ -168,32 +171,65 @@ async def test_pd_and_stores_are_reached_by_tls_with_a_client_certificate(
                 await store.close()
 
 
-@pytest.mark.parametrize("contract", TXN[:1], indirect=True)
-class TwoRegions:
-    """Answers scans from a border at b"m": the first region before a key came, the second after."""
+Pairs = list[tuple[bytes, bytes]]
 
-    def __init__(self, *answers: list[tuple[bytes, bytes]]) -> None:
-        self._answers = list(answers)
 
-    async def scan_once(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        return self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+def region(end: bytes, version: int = 1) -> Region:
+    """Return the region that everything up to a border lies in."""
+    epoch = metapb_pb2.RegionEpoch(version=version)
+    return Region(metapb_pb2.Region(id=2, end_key=end, region_epoch=epoch), None)
 
-    async def in_one_region(self, start: bytes, end: bytes) -> bool:
-        return end <= b"m"
+
+class Answers:
+    """Stands for the client: gives scans one after the other, and the region before each."""
+
+    def __init__(self, scans: list[Pairs], regions: list[Region]) -> None:
+        self._scans, self._regions = scans, regions
+
+    async def scan_once(self, start: bytes, end: bytes, limit: int) -> Pairs:
+        return self._scans.pop(0) if len(self._scans) > 1 else self._scans[0]
+
+    async def region_of(self, key: bytes) -> Region:
+        return self._regions.pop(0) if len(self._regions) > 1 else self._regions[0]
 
     async def close(self) -> None:
         pass
 
 
+async def scanned(scans: list[Pairs], regions: list[Region], limit: int = 10_000) -> Pairs:
+    """Return what a store makes of its client's answers."""
+    store = TikvStore(["127.0.0.1:1"])
+    store._client = Answers(scans, regions)  # type: ignore[assignment]
+    found = await store.scan(b"l", b"n", limit)
+    await store.close()
+    return found
+
+
 async def test_a_key_that_came_between_the_answers_of_two_regions_is_not_missing() -> None:
     """As found: a take-over held the hole for a broken log (`Corrupt`)."""
     one, two, three = ((name, b"x") for name in (b"l1", b"m2", b"m3"))
-    store = TikvStore(["127.0.0.1:1"])
-    store._client = TwoRegions([two], [one, two], [one, two, three])  # type: ignore[assignment]
-    assert await store.scan(b"l", b"n", 100) == [one, two]
-    store._client = TwoRegions([one])  # type: ignore[assignment]
-    assert await store.scan(b"l", b"m", 100) == [one]
-    await store.close()
+    found = await scanned([[two], [one, two], [one, two, three]], [region(b"m")])
+    assert found == [one, two]
+
+
+async def test_regions_that_merged_between_their_answers_are_not_taken_for_one() -> None:
+    """The client knows only the merged one when the scan is over."""
+    one, two = (b"l1", b"x"), (b"m2", b"x")
+    assert await scanned([[two], [one, two]], [region(b"m"), region(b"z", 2)]) == [one, two]
+
+
+async def test_a_key_that_came_between_two_pages_of_one_region_is_not_missing() -> None:
+    late = (b"l", b"x")
+    others = [(b"m%04d" % number, b"x") for number in range(SCAN_PAGE_SIZE + 1)]
+    whole = [region(b"z")]
+    assert await scanned([others, [late, *others]], whole) == [late, *others]
+
+
+@pytest.mark.parametrize("limit", [SCAN_PAGE_SIZE, SCAN_PAGE_SIZE + 1])
+async def test_what_one_request_answers_is_asked_once(limit: int) -> None:
+    first = [(b"m%04d" % number, b"x") for number in range(limit)][:SCAN_PAGE_SIZE]
+    few = first if limit == SCAN_PAGE_SIZE else first[1:]
+    assert await scanned([few, []], [region(b"z")], limit) == few
 
 
 async def test_a_scan_gets_over_values_that_suddenly_are_large(contract: TikvContract) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import grpc
 import tikv
-from tikv._async._client import BATCH_MAX_BYTES, BATCH_MAX_KEYS
+from tikv._async._client import BATCH_MAX_BYTES, BATCH_MAX_KEYS, SCAN_PAGE_SIZE
 from tikv._async._transport import Transport
 from tikv._backoff import Backoff
 from tikv._proto import kvrpcpb_pb2 as kvrpcpb
@@ -119,16 +119,25 @@ class TikvStore:
     async def _scan(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
         """Return pairs of which none is missing that was there before the last of them.
 
-        One region answers at one moment, but regions answer one after the other: a key may come
-        into the first after its answer, and a later one into the second before. Then look again.
+        One request is answered at one moment, but regions, and the pages of one region, are asked
+        one after the other: a key may come into the first after its answer, and a later one into
+        the second before. Then look again.
         """
+        before = await self._client.region_of(start)
         found = await self._client.scan_once(start, end, limit)
         for _ in range(SCANS_MAX):
             if not found:
                 return found
             behind = found[-1][0] + b"\0" if len(found) == limit else end
-            if await self._client.in_one_region(start, behind):
+            after = await self._client.region_of(start)
+            # Another region than before: two may have been asked that have merged since.
+            if (
+                _asked_once(len(found), limit)
+                and _same(before, after)
+                and after.contains_end(behind)
+            ):
                 return found
+            before = after
             again = await self._client.scan_once(start, end, limit)
             if again[: len(found)] == found:
                 return found
@@ -161,9 +170,9 @@ class _OrderedClient(tikv.AsyncRawClient):
     async def scan_once(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
         return [pair async for pair in self.scan(start, end, limit=limit)]
 
-    async def in_one_region(self, start: bytes, end: bytes) -> bool:
-        """Tell whether the keys of [start, end) were asked of one region alone."""
-        return (await self._locate(start, Backoff(TRY_S_MAX))).contains_end(end)
+    async def region_of(self, key: bytes) -> Region:
+        """Return the region that a key is asked of now, as far as this client knows."""
+        return await self._locate(key, Backoff(TRY_S_MAX))
 
     async def put_in_order(self, items: Sequence[Pair]) -> None:
         """Put pairs so that at any moment a prefix of them is visible.
@@ -194,6 +203,17 @@ class _Transport(Transport):
                 channel = grpc.aio.secure_channel(address, self._credentials, options)
             self._channels[address] = channel
         return channel
+
+
+def _asked_once(found: int, limit: int) -> bool:
+    """Tell whether the client got so many pairs of one region by one request."""
+    return limit <= SCAN_PAGE_SIZE or found < SCAN_PAGE_SIZE
+
+
+def _same(before: Region, after: Region) -> bool:
+    """Tell whether two are one region with the same borders: only its leader may have moved."""
+    versions = before.meta.region_epoch.version, after.meta.region_epoch.version
+    return before.id == after.id and versions[0] == versions[1]
 
 
 def _first_run(items: Sequence[Pair], region: Region) -> list[Pair]:
