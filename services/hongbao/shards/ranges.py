@@ -1,7 +1,8 @@
 """Owns the numbers that a shard's owner may give out: ranges, taken through Coordination.
 
-A number is in one range at most, whatever is lost and whoever races; numbers may be skipped. The
-caller to come is the owner of message streams (design §5), which are not built yet.
+A number is in one range at most, whatever is lost and whoever races; numbers may be skipped. Where
+the key was deleted, or restored from a backup, only the shard's log still knows what was given out.
+The caller to come is the owner of message streams (design §5), which are not built yet.
 """
 
 import re
