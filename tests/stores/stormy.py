@@ -1,0 +1,158 @@
+"""Plays evenings on real TiKV and etcd that break one after another, and judges what is left.
+
+What clients were promised, the log, the ledger and the recorded history of leases are judged by
+the checkers of the embedded storms. A story names its faults; the modules with tests tell which.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hongbao.cli.demo_faults import find_silence_s
+from hongbao.cli.stores import open_stores
+from hongbao.shards.block import Block, ShardKey
+from hongbao.shards.replay import read_blocks
+
+from tests.processes import checkers
+from tests.processes.rainy import Evening, Plot, Stage, play_evening
+from tests.servers.etcd import EtcdCluster
+from tests.servers.tikv import OUR_KEYS, TikvCluster
+from tests.stores.history import Recorded, Recorder, check_history
+
+DOWN_S = 2.0
+PD_DOWN_S = 0.5  # the test store asks PD for a timestamp at each write; TiKV's raw API does not
+BACK_S_MAX = 5.0
+LOG_BLOCKS_MAX = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Is what breaks when a share of a slot has passed."""
+
+    slot: int
+    share: float
+    name: str
+    strike: Callable[[Stage], Awaitable[None]]
+
+
+class Story:
+    """Breaks one thing after another, and records leases and logs meanwhile."""
+
+    def __init__(self, tikv: TikvCluster, etcd: EtcdCluster) -> None:
+        self._tikv = tikv
+        self._etcd = etcd
+        self.recorded = Recorded()
+        self.logs: dict[int, list[Block]] = {}
+        self.broke_at_ms: dict[str, int] = {}
+
+    def plan_faults(self, stage: Stage) -> Sequence[Fault]:
+        """Return what breaks, in order of time."""
+        raise NotImplementedError
+
+    async def play(self, stage: Stage) -> None:
+        stores, shards = stage.up.stores, range(stage.plot.claims_shards)
+        recorder = Recorder(stores.log_store, stores.coordination, "claims", shards)
+        self.recorded = recorder.recorded
+        await stage.until_drained.enter_async_context(recorder.recording())
+        for fault in self.plan_faults(stage):
+            await stage.at(fault.slot, fault.share)
+            self.broke_at_ms[fault.name] = stage.up.clock.wall_ms()
+            print(f"{fault.name}: slot {fault.slot}, share {fault.share:.3f}")
+            await fault.strike(stage)
+
+    async def kill_tikv(self, _: Stage) -> None:
+        """Kill the store that leads our logs, and start it again."""
+        index = await asyncio.to_thread(self._tikv.leader_of, OUR_KEYS)
+        await asyncio.to_thread(self._tikv.kill_store, index)
+        await asyncio.sleep(DOWN_S)
+        await asyncio.to_thread(self._tikv.start_store, index)
+
+    async def kill_etcd(self, _: Stage) -> None:
+        index = await asyncio.to_thread(self._etcd.leader)
+        await asyncio.to_thread(self._etcd.kill, index)
+        await asyncio.sleep(DOWN_S)
+        await asyncio.to_thread(self._etcd.start, index)
+
+    async def restart_pd(self, _: Stage) -> None:
+        await asyncio.to_thread(self._tikv.kill_pd)
+        await asyncio.sleep(PD_DOWN_S)
+        await asyncio.to_thread(self._tikv.start_pd)
+
+    async def split(self, _: Stage) -> None:
+        await asyncio.to_thread(self._tikv.split, OUR_KEYS)
+
+    async def compact(self, _: Stage) -> None:
+        await asyncio.to_thread(self._etcd.compact)
+
+    async def kill_owner(self, stage: Stage) -> None:
+        """Kill the owner of the shard with the longest log: that one is in use."""
+        sizes = {shard: len(blocks) for shard, blocks in self.recorded.reads.items()}
+        owner, _ = (await stage.owners())[max(sizes, key=lambda shard: sizes[shard])]
+        stage.kill(owner)
+
+
+def play_story(folder: Path, plot: Plot, story: Story) -> Evening:
+    """Play the evening and read the logs that it left; blocks until it is over."""
+    evening = play_evening(folder, plot, story.play)
+    story.logs = asyncio.run(_read_logs(evening))
+    return evening
+
+
+async def _read_logs(evening: Evening) -> dict[int, list[Block]]:
+    async with open_stores(evening.run.path) as opened:
+        return {
+            shard: await read_blocks(
+                opened.log_store, ShardKey("claims", shard), 0, LOG_BLOCKS_MAX, limit=LOG_BLOCKS_MAX
+            )
+            for shard in range(evening.plot.claims_shards)
+        }
+
+
+def check_broke_under_load(evening: Evening, story: Story, *, faults: int, claims: int) -> None:
+    """Whether the evening is worth judging: all broke, and only what we killed died."""
+    assert len(story.broke_at_ms) == faults
+    assert len(evening.claims) > claims
+    assert {name for name, _ in evening.deaths} == {name for _, name in evening.notes.kills}
+
+
+def check_opens(evening: Evening) -> None:
+    """No acknowledged open is lost or doubled, and none stays unanswered (F2, F3, F10)."""
+    checkers.check_claimed_once(evening.claims)
+    checkers.check_promises_kept(evening.acknowledged, evening.claims)
+    checkers.check_one_pod_a_file(evening.claims)
+    assert evening.load.opens["ALREADY_OPENED"] == 0
+    assert evening.load.opens["UNRESOLVED"] == 0
+
+
+def check_money(evening: Evening) -> None:
+    """Credited is what was opened, once, and the equations hold (F5)."""
+    checkers.check_settled_once(evening.claims, evening.transfers)
+    audit = evening.audit
+    assert audit["equations"] == "hold"
+    assert (audit["paid_twice"], audit["claims_lost"], audit["pending_fen"]) == (0, 0, 0)
+    assert audit["quarantined_fen"] == 0
+
+
+def check_recorded(story: Story) -> None:
+    """The recorded history of leases and logs is clean (F7, F8)."""
+    assert check_history("claims", story.recorded, story.logs) == []
+    assert all(story.recorded.reads.values())
+
+
+def check_back(evening: Evening, story: Story) -> None:
+    """Opens are acknowledged again soon after each fault."""
+    back_s = {
+        name: find_silence_s(
+            evening.acknowledged, evening.prepared.manifests, at_ms, _slot_end_ms(evening, at_ms)
+        )
+        for name, at_ms in story.broke_at_ms.items()
+    }
+    print(f"service back after, s: {back_s}")
+    assert [name for name, one in back_s.items() if one is None or one > BACK_S_MAX] == []
+
+
+def _slot_end_ms(evening: Evening, at_ms: int) -> int:
+    slot = evening.timeline.slot_at(at_ms)
+    assert slot is not None
+    return slot.ends_at_ms

@@ -1,0 +1,80 @@
+"""F2, F3, F5, F10 on TiKV's transactional API (`api: txn`): a store and an owner die under load.
+
+One evening is shared by all tests here; stormy.py has what breaks and how it is judged. When each
+thing breaks is drawn from the seed.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from tests.processes.rainy import Evening, Plot, Stage, short_folder
+from tests.servers import binaries
+from tests.servers.etcd import EtcdCluster
+from tests.servers.tikv import TikvCluster
+from tests.stores import stormy
+from tests.stores.stormy import Fault
+
+pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.processes,
+    pytest.mark.timeout(240),
+    pytest.mark.xdist_group("stores"),
+    pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
+]
+
+
+class Story(stormy.Story):
+    """Kills the leader of the logs, cuts their region in two and kills an owner."""
+
+    def plan_faults(self, stage: Stage) -> Sequence[Fault]:
+        draw = stage.draw
+        return (
+            Fault(0, 0.15 + 0.2 * draw(), "tikv leader", self.kill_tikv),
+            Fault(1, 0.1 + 0.1 * draw(), "split", self.split),
+            Fault(1, 0.25 + 0.3 * draw(), "owner", self.kill_owner),
+        )
+
+
+@pytest.fixture(scope="module")
+def played(seed: int) -> Iterator[tuple[Evening, Story]]:
+    with (
+        short_folder() as folder,
+        TikvCluster(folder / "tikv", stores=3) as tikv,
+        EtcdCluster(folder / "etcd") as etcd,
+    ):
+        story = Story(tikv, etcd)
+        stores = {
+            "tikv": {"pd": tikv.pd_endpoints, "api": "txn"},
+            "etcd": {"endpoints": etcd.endpoints},
+        }
+        plot = Plot(
+            seed, seconds=24.0, packets_a_slot=12_000, rate=200.0, lease_ttl_s=2.0, stores=stores
+        )
+        yield stormy.play_story(folder, plot, story), story
+
+
+def test_a_store_and_an_owner_died_under_load(played: tuple[Evening, Story]) -> None:
+    stormy.check_broke_under_load(*played, faults=3, claims=300)
+
+
+def test_no_acknowledged_open_is_lost_or_doubled(played: tuple[Evening, Story]) -> None:
+    """F2, F3, F10."""
+    stormy.check_opens(played[0])
+
+
+def test_credited_is_what_was_opened_and_the_equations_hold(played: tuple[Evening, Story]) -> None:
+    """F5."""
+    stormy.check_money(played[0])
+
+
+def test_one_writer_a_position_rising_epochs_and_readers_that_see_a_prefix(
+    played: tuple[Evening, Story],
+) -> None:
+    """F7, F8: the recorded history of leases and logs."""
+    stormy.check_recorded(played[1])
+
+
+def test_service_is_back_within_five_seconds_of_each_fault(played: tuple[Evening, Story]) -> None:
+    stormy.check_back(*played)
