@@ -1,12 +1,14 @@
 """F7 on real processes: SIGSTOP an owner past its lease, let another take over, SIGCONT.
 
-tests/stores plays the same story on TiKV and etcd.
+Whose owner, when and for how long is drawn: HONGBAO_SEED repeats a run. tests/stores plays the same
+story on TiKV and etcd.
 """
 
 import asyncio
 import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,36 @@ from hongbao.shards.router import Outcome, ShardRouter
 
 from tests.contracts.store_contracts import StoreProcess
 from tests.shards.worker import Worker, until
+from tests.sim.dice import Dice
 from tests.sim.history import check_log
 from tests.sim.toy import ENTRY, TOTAL, add
 
 SHARDS = 2
 LOG_BLOCKS_MAX = 1 << 20
+STRANGER = 1 << 40
+"""A number that no client of the load adds."""
+WAKES_S_MAX = 60.0
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Is whose owner is stopped, when, and for how long: always until another has taken over."""
+
+    shard: int
+    acknowledged_before: int
+    delay_s: float
+    acknowledged_meanwhile: int
+    longer_s: float
+
+    @classmethod
+    def drawn(cls, dice: Dice) -> "Pause":
+        return cls(
+            shard=dice.below(SHARDS),
+            acknowledged_before=50 + dice.below(300),
+            delay_s=dice.between(0.0, 0.5),  # anywhere between two renewals
+            acknowledged_meanwhile=50 + dice.below(300),
+            longer_s=dice.between(0.0, 0.5),
+        )
 
 
 class Load:
@@ -49,12 +76,18 @@ class Load:
             number += 16
 
 
-async def outcome_at(peers: GrpcPeers, address: str, shard: int) -> Outcome:
-    """Submit to one process, whoever owns the shard: it may have been fenced already."""
+async def outcome_at(address: str, shard: int) -> Outcome:
+    """Submit to one process, whoever owns the shard: it may have been fenced already.
+
+    Asks once and waits as long as it takes: a second try might come when it owns the shard again.
+    """
+    peers = GrpcPeers(call_s_max=WAKES_S_MAX)
     try:
-        return (await peers.submit(address, "toy", shard, [add(1 << 40, 1)]))[0]
+        return (await peers.submit(address, "toy", shard, [add(STRANGER, 1)]))[0]
     except Fenced as error:
         return error
+    finally:
+        await peers.close()
 
 
 @pytest.fixture
@@ -69,6 +102,15 @@ async def stores(tmp_path: Path) -> AsyncIterator[SharedState]:
     server.kill()
 
 
+def owns(worker: Worker, shard: int) -> bool:
+    return str(shard) in [owned for owned, _ in worker.tenures()]
+
+
+def one_each(workers: list[Worker]) -> bool:
+    owned = [[int(shard) for shard, _ in worker.tenures()] for worker in workers]
+    return sorted(owned) == [[shard] for shard in range(SHARDS)]
+
+
 async def read_entries(store: LogStore, shard: int) -> list[tuple[int, int, int]]:
     """Read the log itself to its end: killed owners leave blocks that are not applied yet."""
     key = ShardKey("toy", shard)
@@ -79,14 +121,16 @@ async def read_entries(store: LogStore, shard: int) -> list[tuple[int, int, int]
 
 @pytest.mark.parametrize("hearing", ["good", "deaf"])
 async def test_a_paused_owner_is_fenced_and_nothing_is_lost_or_doubled(
-    stores: SharedState, tmp_path: Path, hearing: str
+    stores: SharedState, tmp_path: Path, hearing: str, seed: int
 ) -> None:
     """With good hearing its lease stops it first; a deaf one is stopped by the log alone."""
-    await pause_an_owner(stores, tmp_path, hearing)
+    await pause_an_owner(stores, tmp_path, hearing, seed)
 
 
-async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str) -> None:
+async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed: int) -> None:
     """Play the story and check what is left."""
+    pause = Pause.drawn(Dice(seed ^ sum(hearing.encode())))
+    print(f"drawn from seed {seed}: {pause}")
     workers = [Worker(name, tmp_path, SHARDS, hearing) for name in ("toy-a-0", "toy-b-0")]
     peers = GrpcPeers(call_s_max=0.6)
     router = ShardRouter(stores.coordination, lambda plane, shard: None, peers)
@@ -94,18 +138,21 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str) -> N
     load = Load(router)
     clients = [asyncio.create_task(load.run(client)) for client in range(16)]
     try:
-        await until(lambda: [len(worker.tenures()) for worker in workers] == [1, 1])
-        await until(lambda: len(load.acknowledged) > 200)
-        paused, other = workers
+        await until(lambda: one_each(workers))
+        await until(lambda: len(load.acknowledged) > pause.acknowledged_before)
+        await asyncio.sleep(pause.delay_s)
+        await until(lambda: one_each(workers))
+        paused, other = sorted(workers, key=lambda worker: not owns(worker, pause.shard))
         ((shard, epoch),) = paused.tenures()
         paused.process.send_signal(signal.SIGSTOP)
-        await until(lambda: shard in [taken for taken, _ in other.tenures()])
+        await until(lambda: owns(other, pause.shard))
         before = len(load.acknowledged)
-        await until(lambda: len(load.acknowledged) > before + 200)
+        await until(lambda: len(load.acknowledged) > before + pause.acknowledged_meanwhile)
+        await asyncio.sleep(pause.longer_s)
         paused.process.send_signal(signal.SIGCONT)
         if hearing == "deaf":  # it still answers as the owner: give it something to write
-            address = f"unix:{tmp_path}/toy-a-0"
-            assert isinstance(await outcome_at(peers, address, int(shard)), Fenced)
+            address = f"unix:{tmp_path}/{paused.name}"
+            assert isinstance(await outcome_at(address, pause.shard), Fenced)
         await until(lambda: any(left[1:3] == [shard, epoch] for left in paused.lines("left")))
         (left,) = [left for left in paused.lines("left") if left[1:3] == [shard, epoch]]
         assert left[3] == "Fenced"
@@ -125,6 +172,6 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str) -> N
     ]
     numbers = [number for number, _, _ in entries]
     assert len(numbers) == len(set(numbers))
-    assert 1 << 40 not in numbers
+    assert STRANGER not in numbers
     logged = {add(number, amount): total for number, amount, total in entries}
     assert load.acknowledged == {op: logged.get(op) for op in load.acknowledged}

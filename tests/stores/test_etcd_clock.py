@@ -2,7 +2,8 @@
 
 The clock that jumps is the holder's, under the shim of the process tests. etcd's own cannot be
 moved here: it is a static Go program, which asks the kernel and not libc, so nothing that is
-preloaded (libfaketime) reaches it. Its leases run on Go's monotonic clock.
+preloaded (libfaketime) reaches it. Its leases run on Go's monotonic clock. Which way and how far
+the clock jumps, and when, is drawn: HONGBAO_SEED repeats a run.
 """
 
 import asyncio
@@ -12,17 +13,32 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hongbao.adapters.clock import SystemClock
 
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
+from tests.sim.dice import Dice
 from tests.stores.etcd_holder import TTL_S
 
 ROOT = Path(__file__).parents[2]
 SHIM = ROOT / "tests" / "processes" / "preload.c"
 HOUR_S = 3600
+STARTS_S_MAX = 60.0
+WALL_SLACK_S = 120.0
+"""The test is over by then; any two of the jumps lie further apart."""
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Is how far the wall clock is off from then on, and how long it stays so."""
+
+    offset_s: int
+    stays_s: float
+
 
 pytestmark = [
     pytest.mark.slow,
@@ -52,11 +68,24 @@ def cluster(tmp_path: Path) -> Iterator[EtcdCluster]:
         yield made
 
 
-async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_an_hour(
-    cluster: EtcdCluster, shim: Path, tmp_path: Path
+def draw_jumps(dice: Dice) -> list[Jump]:
+    """Draw a jump forth and one back, in either order, and one to somewhere between."""
+    sign = dice.choose((1, -1))
+    far = [int(HOUR_S * dice.between(0.5, 1.5)) for _ in range(2)]
+    near = dice.choose((1, -1)) * int(HOUR_S * dice.between(0.1, 0.4))
+    offsets = (sign * far[0], -sign * far[1], near)
+    # Each stays longer than a lease lives without renewals, and ends anywhere between two of them.
+    return [Jump(offset_s, dice.between(1.3, 1.7) * TTL_S) for offset_s in offsets]
+
+
+async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_about_an_hour(
+    cluster: EtcdCluster, shim: Path, tmp_path: Path, seed: int
 ) -> None:
+    jumps = draw_jumps(Dice(seed))
+    print(f"drawn from seed {seed}: {jumps}")
     faults = tmp_path / "faults"
     faults.mkdir()
+    began_s = SystemClock().wall_ms() // 1000
     holder = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.stores.etcd_holder"),
         *(f"{secrets.token_hex(6)}/", *cluster.endpoints),
@@ -66,16 +95,24 @@ async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_an_hour(
     )
     assert holder.stdout is not None
     try:
-        assert (await asyncio.wait_for(holder.stdout.readline(), 20)).startswith(b"held ")
-        for offset_s in (HOUR_S, -HOUR_S, 0):
+        first = await asyncio.wait_for(holder.stdout.readline(), STARTS_S_MAX)
+        assert first.startswith(b"held ")
+        for jump in jumps:
             new = faults / "new"
-            new.write_text(str(offset_s))
+            new.write_text(str(jump.offset_s))
             new.rename(faults / "wall_offset")
-            await asyncio.sleep(1.5 * TTL_S)
+            await asyncio.sleep(jump.stays_s)
     finally:
         holder.kill()
     lines = (await holder.stdout.read()).decode().splitlines()
     await holder.wait()
     assert len(lines) > 40
     assert {line.split()[0] for line in lines} == {"held"}
-    assert len(set(lines)) == 1, "the epoch changed"
+    assert len({line.split()[1] for line in lines}) == 1, "the epoch changed"
+    check_jumped([int(line.split()[2]) - began_s for line in lines], jumps)
+
+
+def check_jumped(shown_s: list[int], jumps: list[Jump]) -> None:
+    """The holder's clock was off as drawn: without that the test would say nothing."""
+    for jump in jumps:
+        assert any(0 <= shown - jump.offset_s < WALL_SLACK_S for shown in shown_s), jump
