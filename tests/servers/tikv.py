@@ -21,6 +21,7 @@ from tikv import RawClient
 from tikv._backoff import Backoff
 
 from tests.servers import binaries
+from tests.servers.protobuf import field, number
 from tests.servers.started import free_port, kill, start
 
 OUR_KEYS = b"hongbao/"
@@ -189,7 +190,7 @@ class TikvCluster:
         with grpc.insecure_channel(address) as channel:
             context = region.context().SerializeToString()
             call = channel.unary_unary("/tikvpb.Tikv/SplitRegion")
-            call(_field(1, context) + _field(3, key), timeout=CALL_S_MAX)
+            call(field(1, context) + field(3, key), timeout=CALL_S_MAX)
         self._wait(f"a region from {key!r} on", lambda: self._region(key).id != region.id)
 
     def wait_replicated(self) -> None:
@@ -235,12 +236,12 @@ class TikvCluster:
 
         Without a first heartbeat PD gives it no replicas.
         """
-        cluster = _number(1, int(self._get("/cluster")["id"]))
-        space = _number(2, SPACE_BYTES) + _number(3, SPACE_BYTES)
-        stats = _number(1, self._ids()[index]) + space
+        cluster = number(1, int(self._get("/cluster")["id"]))
+        space = number(2, SPACE_BYTES) + number(3, SPACE_BYTES)
+        stats = number(1, self._ids()[index]) + space
         with grpc.insecure_channel(self.pd_endpoints[0]) as channel:
             call = channel.unary_unary("/pdpb.PD/StoreHeartbeat")
-            call(_field(1, cluster) + _field(2, stats), timeout=CALL_S_MAX)
+            call(field(1, cluster) + field(2, stats), timeout=CALL_S_MAX)
 
     def _ids(self) -> dict[int, int]:
         """Return PD's id of each store (by index)."""
@@ -289,20 +290,3 @@ class TikvCluster:
                 pass
             time.sleep(POLL_S)
         raise TimeoutError(f"{what}: not within {READY_S_MAX} s; logs are in {self.folder}")
-
-
-def _field(number: int, data: bytes) -> bytes:
-    """Return a length-delimited protobuf field: the client has no messages for these calls."""
-    return _varint(number << 3 | 2) + _varint(len(data)) + data
-
-
-def _number(number: int, value: int) -> bytes:
-    """Return a protobuf field that is a number."""
-    return _varint(number << 3) + _varint(value)
-
-
-def _varint(value: int) -> bytes:
-    out = b""
-    while value > 127:
-        out, value = out + bytes([value & 127 | 128]), value >> 7
-    return out + bytes([value])

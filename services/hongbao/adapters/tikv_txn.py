@@ -1,7 +1,9 @@
 """Owns the logs on TiKV's transactional API, for clusters that run it already.
 
-A block and what is derived from it go in one transaction. One-phase and async commit stay off:
-the client's defaults. It has wheels for Python 3.11 only, no TLS, and bare exceptions for errors.
+A block and what is derived from it go in one transaction, committed in two phases. One-phase and
+async commit stay off by the client's defaults alone: its `begin` takes nothing but `pessimistic`,
+so there is no way to say so. tests/contracts/test_tikv_commits.py listens to what it really sends,
+and its version is pinned. It has wheels for Python 3.11 only, no TLS, and bare exceptions.
 """
 
 import asyncio
