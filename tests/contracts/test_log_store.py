@@ -206,6 +206,13 @@ async def test_many_values_at_the_limit_are_put_and_scanned(contract: Contract) 
     assert await contract.store.scan(small[0][0], end, 1000) == mixed
 
 
+async def test_a_put_of_thousands_of_small_pairs_is_taken(contract: Contract) -> None:
+    """As found: the transactional client sends all keys with each part, too much for one put."""
+    pairs = [(contract.key(f"{number:05d}"), b"x") for number in range(3000)]
+    await contract.store.put_many(pairs)
+    assert await contract.store.scan(pairs[0][0], contract.key("99999"), 10_000) == pairs
+
+
 async def test_the_largest_key_and_value_are_taken(contract: Contract) -> None:
     key = contract.key("a").ljust(KEY_BYTES_MAX, b"k")
     value = bytes(VALUE_BYTES_MAX)

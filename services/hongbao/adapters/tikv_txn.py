@@ -25,6 +25,10 @@ REPLY_BYTES_MAX: Final = 3 << 20
 SAFE_PAIRS: Final = REPLY_BYTES_MAX // VALUE_BYTES_MAX
 """A page of a scan that fits whatever the values are; the next ones grow."""
 PAGE_GROWTH: Final = 4
+PUT_KEYS_MAX: Final = 256
+"""The client sends all keys of a transaction with each 16 KiB of it, so a put, which need not be
+one transaction, is several. The test store keeps those keys in every lock, too: from about 500 keys
+on its raft entries pass their 8 MiB."""
 
 Pair = tuple[bytes, bytes]
 T = TypeVar("T")
@@ -128,6 +132,11 @@ class TikvTxnStore:
             raise Ambiguous(f"create {key!r}: {error}") from error
 
     async def _put(self, items: Sequence[Pair]) -> None:
+        """Put in one transaction after the other, so that a prefix is visible at any moment."""
+        for first in range(0, len(items), PUT_KEYS_MAX):
+            await self._put_at_once(items[first : first + PUT_KEYS_MAX])
+
+    async def _put_at_once(self, items: Sequence[Pair]) -> None:
         async def write(transaction: Any) -> bool:
             for key, value in items:
                 await transaction.put(self._namespace + key, value)
