@@ -32,7 +32,7 @@ async def far(
     contract: TikvContract, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TikvStore]:
     """Give a client whose connections, open already, go through the proxy."""
-    store = TikvStore(contract.pd, namespace=contract.namespace)
+    store: TikvStore = contract.connect()
     with proxy.used(monkeypatch):
         assert await store.create(b"warm", b"2") is False
         yield store

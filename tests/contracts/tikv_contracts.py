@@ -1,6 +1,13 @@
-"""Puts TiKV behind the face of the contract suites: real servers of ours, or a user's cluster."""
+"""Puts TiKV behind the face of the contract suites: real servers of ours, or a user's cluster.
+
+On a user's machine HONGBAO_TEST_TIKV_PD names the Placement Drivers of a real cluster (comma
+between), HONGBAO_TEST_TIKV_API which API its keys belong to (raw, the default, or txn: they must
+not meet in one cluster), and HONGBAO_TEST_TIKV_CA, _CERT and _KEY its certificates. That cluster is
+never split nor restarted.
+"""
 
 import asyncio
+import importlib
 import itertools
 import os
 import secrets
@@ -10,16 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hongbao.adapters.tikv import TikvStore
-from hongbao.adapters.tikv_txn import TikvTxnStore
+import tikv
+from hongbao.adapters.tikv import TikvStore, TikvTls
+from hongbao.adapters.tikv_txn import PUT_KEYS_MAX, TikvTxnStore
+from hongbao.cli.settings import TikvSettings
 
 from tests.contracts.store_contracts import Contract
 from tests.servers import binaries
 from tests.servers.tikv import TikvCluster
 
 PD_VARIABLE = "HONGBAO_TEST_TIKV_PD"
-"""Names the PD endpoints of a user's cluster, with commas in between."""
+GIVEN_PARTS = ("api", "ca", "cert", "key")
 NOT_OURS = f"{PD_VARIABLE} names a cluster whose servers are not ours to touch"
+REMOVED_PAIRS_MAX = 1 << 20
 
 _numbers = itertools.count(100)
 
@@ -62,27 +72,47 @@ async def tikv_contract(
 ) -> AsyncIterator["TikvContract"]:
     """Open one of `TIKV`, the fixture's parameter."""
     _, kind, stores = request.param.split("-")
+    given = given_settings() if PD_VARIABLE in os.environ else None
+    if given is not None and (kind, stores) != (given.api, "1"):
+        pytest.skip(f"{PD_VARIABLE} names one cluster, for the {given.api} API")
     if kind == "txn":
         pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
     cluster = request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores])
-    made = TikvContract(cluster, kind)
+    made = TikvContract(kind, cluster, given)
     yield made
     await made.close()
+
+
+def given_settings() -> TikvSettings:
+    """Return the settings of the cluster that the environment names."""
+    parts = {name: os.environ.get(f"HONGBAO_TEST_TIKV_{name.upper()}") for name in GIVEN_PARTS}
+    named = {name: value for name, value in parts.items() if value}
+    return TikvSettings.model_validate({"pd": os.environ[PD_VARIABLE].split(","), **named})
 
 
 class TikvContract(Contract):
     """Gives each test a namespace: three bytes on our servers, which split only short keys."""
 
-    def __init__(self, cluster: TikvCluster | None, kind: str) -> None:
+    def __init__(
+        self, kind: str, cluster: TikvCluster | None, given: TikvSettings | None = None
+    ) -> None:
         self.kind = kind
         self.cluster = cluster
-        if cluster is None:
-            self.pd = os.environ[PD_VARIABLE].split(",")
+        self.tls: TikvTls | None = None
+        if given is not None:
+            self.pd = list(given.pd)
             self.namespace = b"hongbao-test/%s/" % secrets.token_hex(8).encode()
+            self.tls = TikvTls(given.ca, given.cert, given.key) if given.ca else None
         else:
+            assert cluster is not None
             self.pd = cluster.pd_endpoints
             self.namespace = b"%03d" % next(_numbers)
-        super().__init__(STORES[kind](self.pd, namespace=self.namespace), "")
+        super().__init__(self.connect(), "")
+
+    def connect(self, *, pd: list[str] | None = None, within: bytes = b"") -> Any:
+        """Open another client of the same cluster, namespace (or one within it) and API."""
+        tls = {"tls": self.tls} if self.tls else {}  # raw only
+        return STORES[self.kind](pd or self.pd, namespace=self.namespace + within, **tls)
 
     def key(self, name: str) -> bytes:
         return name.encode()
@@ -100,4 +130,29 @@ class TikvContract(Contract):
                 await asyncio.to_thread(act, index)
 
     async def close(self) -> None:
+        """Let go of the store; in a cluster that is not ours nothing of the test stays."""
         await self.store.close()
+        if self.cluster is None:
+            await (_remove_txn if self.kind == "txn" else _remove_raw)(self)
+
+
+async def _remove_raw(contract: TikvContract) -> None:
+    """Delete what lies in a test's namespace; our own adapter cannot delete."""
+    tls = contract.tls
+    config = tikv.TLSConfig(tls.ca, tls.cert, tls.key) if tls else None
+    async with tikv.AsyncRawClient(contract.pd, atomic=False, tls=config) as client:
+        await client.delete_range(contract.namespace, contract.namespace + b"\xff")
+
+
+async def _remove_txn(contract: TikvContract) -> None:
+    store = contract.connect()
+    pairs = await store.scan(b"", b"\xff", REMOVED_PAIRS_MAX)
+    await store.close()
+    client = await importlib.import_module("tikv_client.asynchronous").TransactionClient.connect(
+        contract.pd
+    )
+    for first in range(0, len(pairs), PUT_KEYS_MAX):
+        transaction = await client.begin()
+        for key, _ in pairs[first : first + PUT_KEYS_MAX]:
+            await transaction.delete(contract.namespace + key)
+        await transaction.commit()
