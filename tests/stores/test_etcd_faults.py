@@ -262,8 +262,8 @@ async def test_a_write_that_someone_else_has_overtaken_is_still_known(
         relay.lose_replies()
         writing = asyncio.create_task(store.compare_and_put("a", b"same", revision=first.revision))
         await take_one(other, "a", after=first.revision)
-        for _ in range(50):
-            await other.put("a", b"same")
+        # All at once: one after the other might take longer than a write is tried.
+        await asyncio.gather(*(other.put("a", b"same") for _ in range(50)))
         relay.heal()
         assert await writing == Versioned("a", b"same", first.revision + 1)
 
