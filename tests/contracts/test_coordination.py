@@ -18,7 +18,7 @@ from tests.servers.etcd import EtcdCluster
 
 LONG_S = 30.0
 FACTORS = (3, 6, 12)
-"""TTLs to try one after the other, in shortest ones; the first will do on a machine that keeps up."""
+"""TTLs to try one after the other, in shortest ones: the first where the machine keeps up."""
 
 Clusters = Callable[[str], EtcdCluster | None]
 
