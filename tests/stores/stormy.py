@@ -1,7 +1,8 @@
 """Plays evenings on real TiKV and etcd that break one after another, and judges what is left.
 
 What clients were promised, the log, the ledger and the recorded history of leases are judged by
-the checkers of the embedded storms. A story names its faults; the modules with tests tell which.
+the checkers of the embedded storms. A module of tests says what breaks, gives the evening as its
+fixture `played`, and imports the tests of here that every evening must pass.
 """
 
 import asyncio
@@ -91,6 +92,9 @@ class Story:
         stage.kill(owner)
 
 
+Played = tuple[Evening, Story]
+
+
 def play_story(folder: Path, plot: Plot, story: Story) -> Evening:
     """Play the evening and read the logs that it left; blocks until it is over."""
     evening = play_evening(folder, plot, story.play)
@@ -109,14 +113,15 @@ async def _read_logs(evening: Evening) -> dict[int, list[Block]]:
 
 
 def check_broke_under_load(evening: Evening, story: Story, *, faults: int, claims: int) -> None:
-    """Whether the evening is worth judging: all broke, and only what we killed died."""
+    """Tell whether the evening is worth judging: all broke, and only what we killed died."""
     assert len(story.broke_at_ms) == faults
     assert len(evening.claims) > claims
     assert {name for name, _ in evening.deaths} == {name for _, name in evening.notes.kills}
 
 
-def check_opens(evening: Evening) -> None:
-    """No acknowledged open is lost or doubled, and none stays unanswered (F2, F3, F10)."""
+def test_no_acknowledged_open_is_lost_or_doubled(played: Played) -> None:
+    """F2, F3, F10."""
+    evening, _ = played
     checkers.check_claimed_once(evening.claims)
     checkers.check_promises_kept(evening.acknowledged, evening.claims)
     checkers.check_one_pod_a_file(evening.claims)
@@ -124,8 +129,9 @@ def check_opens(evening: Evening) -> None:
     assert evening.load.opens["UNRESOLVED"] == 0
 
 
-def check_money(evening: Evening) -> None:
-    """Credited is what was opened, once, and the equations hold (F5)."""
+def test_credited_is_what_was_opened_and_the_equations_hold(played: Played) -> None:
+    """F5."""
+    evening, _ = played
     checkers.check_settled_once(evening.claims, evening.transfers)
     audit = evening.audit
     assert audit["equations"] == "hold"
@@ -133,8 +139,11 @@ def check_money(evening: Evening) -> None:
     assert audit["quarantined_fen"] == 0
 
 
-def check_recorded(story: Story) -> None:
-    """The recorded history of leases and logs is clean (F7, F8)."""
+def test_one_writer_a_position_rising_epochs_and_readers_that_see_a_prefix(
+    played: Played,
+) -> None:
+    """F7, F8: the recorded history of leases and logs."""
+    _, story = played
     assert check_history("claims", story.recorded, story.logs) == []
     assert all(story.recorded.reads.values())
 
