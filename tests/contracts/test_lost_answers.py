@@ -123,3 +123,25 @@ async def _wait_until_there(contract: TikvContract, key: bytes) -> None:
             if await contract.store.get(key) is not None:
                 return
             await asyncio.sleep(0.01)
+
+
+async def test_a_ping_that_comes_first_hides_no_call_from_the_proxy() -> None:
+    """As found: the proxy kept the ping and never read the call behind it."""
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(100):
+            writer.write(piece)
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async with running_proxy() as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        writer.write(b"CONNECT 127.0.0.1:%d HTTP/1.1\r\n\r\n" % server.sockets[0].getsockname()[1])
+        await reader.readuntil(b"\r\n\r\n")
+        proxy.requests.clear()
+        writer.write(b"a ping")
+        assert await asyncio.wait_for(reader.read(100), VISIBLE_S_MAX) == b"a ping"
+        writer.write(b"a call, which is longer")
+        await proxy.wait_held()
+        writer.close()
+    server.close()

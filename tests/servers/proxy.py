@@ -102,9 +102,10 @@ class Proxy:
                 await writer.drain()
 
     async def _hold(self, open_way: asyncio.Event, piece: bytes) -> None:
+        """Keep a call from going on. A ping is let through: the call behind it was never seen."""
         if not open_way.is_set() and len(piece) >= CALL_BYTES_MIN:
             self._held.set()
-        await open_way.wait()
+            await open_way.wait()
 
 
 @asynccontextmanager
