@@ -144,4 +144,5 @@ async def test_a_ping_that_comes_first_hides_no_call_from_the_proxy() -> None:
         writer.write(b"a call, which is longer")
         await proxy.wait_held()
         writer.close()
+        await writer.wait_closed()
     server.close()

@@ -35,6 +35,7 @@ class Proxy:
         self.port = 0
         self._held = asyncio.Event()
         self._carrying: set[asyncio.Task[None]] = set()
+        self._serving: set[asyncio.Task[None]] = set()
 
     async def wait_held(self) -> None:
         """Wait until a call, or an answer, is held here."""
@@ -48,6 +49,12 @@ class Proxy:
         self.requests.set()
         self.replies.set()
 
+    async def close(self) -> None:
+        """Cut all connections and wait until they are gone."""
+        self.cut()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=HELD_S_MAX)
+
     @contextmanager
     def used(self, environ: pytest.MonkeyPatch) -> Iterator[None]:
         """Make channels that are opened within go through here."""
@@ -57,18 +64,37 @@ class Proxy:
             changed.setenv("grpc_proxy", f"http://127.0.0.1:{self.port}")
             yield
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving = asyncio.create_task(self._serve(reader, writer))
+        self._serving.add(serving)
+        serving.add_done_callback(self._serving.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = [writer]
+        try:
+            await self._connect(reader, writers)
+        finally:
+            for each in writers:
+                each.close()
+            for each in writers:
+                with suppress(OSError):
+                    await each.wait_closed()
+
+    async def _connect(
+        self, reader: asyncio.StreamReader, writers: list[asyncio.StreamWriter]
+    ) -> None:
+        """Carry bytes between a client and its target until one of them, or we, have enough."""
+        (writer,) = writers
         _, target, *_ = (await reader.readuntil(b"\r\n\r\n")).split()
         host, _, port = target.decode().rpartition(":")
         try:
             far_reader, far_writer = await asyncio.open_connection(host, int(port))
         except OSError:
-            writer.close()
             return
+        writers.append(far_writer)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
         await writer.drain()
         if self._tls is not None and not await _secured(writer, self._tls):
-            far_writer.close()
             return
         ways = [
             asyncio.create_task(self._carry_requests(reader, far_writer, target.decode())),
@@ -79,8 +105,6 @@ class Proxy:
         for way in ways:
             way.cancel()
         self._carrying.difference_update(ways)
-        for each in (writer, far_writer):
-            each.close()
 
     async def _carry_requests(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: str
@@ -117,8 +141,7 @@ async def running_proxy(tls: ssl.SSLContext | None = None) -> AsyncIterator[Prox
         yield proxy
     finally:
         server.close()
-        proxy.cut()
-        await asyncio.sleep(0)
+        await proxy.close()
 
 
 async def _secured(writer: asyncio.StreamWriter, tls: ssl.SSLContext) -> bool:
