@@ -90,24 +90,22 @@ async def test_namespaces_of_one_cluster_do_not_meet(contract: TikvContract) -> 
 
 @pytest.mark.parametrize("contract", RAW[:1], indirect=True)
 async def test_a_client_that_is_closed_under_a_call_says_that_nobody_knows(
-    contract: TikvContract,
+    contract: TikvContract, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if contract.cluster is None:
-        pytest.skip(NOT_OURS)
-    store = TikvStore(contract.pd, namespace=contract.namespace)
-    await store.get(b"warm")
-    contract.cluster.pause_store(0)
-    try:
+    async with running_proxy() as proxy:
+        with proxy.used(monkeypatch):
+            store = contract.connect()
+            await store.get(b"warm")
+        proxy.requests.clear()
         creating = asyncio.create_task(store.create(b"a", b"x"))
+        await proxy.wait_held()
         reading = asyncio.create_task(store.get(b"a"))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)
         await store.close()
         with pytest.raises(Ambiguous):
             await creating
         with pytest.raises(Transient):
             await reading
-    finally:
-        contract.cluster.resume_store(0)
     with pytest.raises(Transient):
         await store.create(b"b", b"x")
 
