@@ -5,7 +5,6 @@ For fixtures and plain programs alike. Members die with the process that started
 
 import contextlib
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from hongbao.proto.etcd import rpc_pb2 as pb
 
 from tests.servers import binaries
 from tests.servers.certificates import Certificates, make_certificates
-from tests.servers.started import free_port, start
+from tests.servers.started import free_port, pause, resume, start
 
 START_S_MAX = 30.0
 PAUSE_S = 0.05
@@ -84,11 +83,11 @@ class EtcdCluster:
 
     def pause(self, index: int) -> None:
         """Stop a member (SIGSTOP): it keeps its connections and answers nobody."""
-        self._processes[index].send_signal(signal.SIGSTOP)
+        pause(self._processes[index])
 
     def resume(self, index: int) -> None:
         """Let a paused member go on."""
-        self._processes[index].send_signal(signal.SIGCONT)
+        resume(self._processes[index])
 
     def running(self) -> list[int]:
         """Return the members that were not killed."""

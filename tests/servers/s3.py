@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.servers.binaries import s3_binary, why_no_s3
-from tests.servers.started import free_port, start
+from tests.servers.started import free_port, pause, resume, start
 
 URL_VARIABLE: Final = "HONGBAO_TEST_S3"
 """Names a real bucket, s3://bucket/prefix; the standard AWS_* variables say how to reach it."""
@@ -75,11 +75,11 @@ class S3Server:
     def pause(self) -> None:
         """Let it take connections and answer nothing, until `resume`."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
+        pause(self._process)
 
     def resume(self) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
+        resume(self._process)
 
     def create_bucket(self, name: str) -> None:
         """Create a bucket: to this server, a folder."""

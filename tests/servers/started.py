@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,6 +60,34 @@ def start(
             user=user,
             cwd=None if user is None else "/",
         ).result()
+
+
+def pause(process: subprocess.Popen[bytes]) -> None:
+    """Stop a server (SIGSTOP): it keeps its connections and answers nobody, until `resume`.
+
+    On a busy machine its threads go on for a moment: returns when all of them stand.
+    """
+    process.send_signal(signal.SIGSTOP)
+    give_up_s = time.monotonic() + STOP_S_MAX
+    while time.monotonic() < give_up_s:
+        tasks = Path(f"/proc/{process.pid}/task").iterdir()
+        if all(_stands(task / "stat") for task in tasks):
+            return
+        time.sleep(0.005)
+    raise TimeoutError(f"process {process.pid} did not stop within {STOP_S_MAX:g} s")
+
+
+def resume(process: subprocess.Popen[bytes]) -> None:
+    """Let a paused server go on."""
+    process.send_signal(signal.SIGCONT)
+
+
+def _stands(stat: Path) -> bool:
+    """Tell whether a thread is stopped, or gone."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

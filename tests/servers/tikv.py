@@ -6,7 +6,6 @@ started it.
 
 import json
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -23,7 +22,7 @@ from tikv._backoff import Backoff
 
 from tests.servers import binaries
 from tests.servers.protobuf import field, number
-from tests.servers.started import free_port, kill, start
+from tests.servers.started import free_port, kill, pause, resume, start
 
 OUR_KEYS = b"hongbao/"
 """What the keys of every run begin with (cli/stores.py); short enough to split the region there."""
@@ -143,10 +142,10 @@ class TikvCluster:
 
     def pause_store(self, index: int) -> None:
         """Stop a store without a word to anyone: its connections stay open."""
-        self._signal(index, signal.SIGSTOP)
+        pause(self._store(index))
 
     def resume_store(self, index: int) -> None:
-        self._signal(index, signal.SIGCONT)
+        resume(self._store(index))
 
     def stop(self) -> None:
         """Kill everything that runs."""
@@ -199,10 +198,10 @@ class TikvCluster:
         """Wait until every region has all its replicas."""
         self._wait(f"{min(self.stores, 3)} replicas of every region", self._replicated)
 
-    def _signal(self, index: int, number: signal.Signals) -> None:
+    def _store(self, index: int) -> subprocess.Popen[bytes]:
         process = self._processes[index]
         assert process is not None
-        process.send_signal(number)
+        return process
 
     def _start_afresh(self) -> None:
         """Start everything; from nothing once more where a store cannot get its first replicas.
