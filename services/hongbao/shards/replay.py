@@ -11,7 +11,8 @@ from hongbao.shards.machine import Machine
 from hongbao.shards.ports import LogStore
 
 PAGE_BLOCKS: Final = 16
-PAGE_MARKERS: Final = 1024
+PAGE_MARKERS: Final = 512
+"""One request of TiKV's client: longer pages would have to be read twice (adapters/tikv.py)."""
 PUT_BYTES_MAX: Final = 512 << 10
 
 Pairs = Sequence[tuple[bytes, bytes]]
