@@ -14,6 +14,7 @@ from hongbao.domain.plan import Batch, FilePlan, MintPlan
 from hongbao.mint.scheme import mint_scheme
 
 CAMPAIGN = CampaignId("tiny")
+RUN = "the run of these tests"
 KINDS = ("image", "video", "logo")
 
 

@@ -14,6 +14,7 @@ from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cipher.keyring import new_keyring, write_keyring
 from hongbao.cli import main
+from hongbao.cli.run_claim import claim_ledger
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.campaign import Slot
@@ -94,8 +95,8 @@ class Night:
         asyncio.run(open_and_work())
 
     def settle(self, keys: KeyRules | None = None) -> None:
-        engine = sql.open_engine(self.run.ledger_url(self.run.read_specs()[0]))
-        sql.prepare_schema(engine, self.campaign.campaign)
+        url = self.run.ledger_url(self.run.read_specs()[0])
+        engine = claim_ledger(self.run, url, self.campaign.campaign)
         settler = Settler(
             0, SqlLedger(engine), state=TransferState.CREDITED, wall_ms=SystemClock().wall_ms
         )

@@ -19,7 +19,7 @@ from hongbao.settle.ports import TransferState
 from hongbao.settle.settler import Settler
 from hongbao.shards.block import Block
 
-from tests.minted import CAMPAIGN, MintedCampaign
+from tests.minted import CAMPAIGN, RUN, MintedCampaign
 from tests.settle.claims import (
     OPENED_AT_MS,
     SteppedClock,
@@ -62,7 +62,7 @@ class Run:
     given: AuditInput = field(init=False)
 
     def __post_init__(self) -> None:
-        sql.prepare_schema(self.engine, CAMPAIGN)
+        sql.prepare_schema(self.engine, CAMPAIGN, RUN)
         self.given = AuditInput(
             campaign=campaign_of(self.minted),
             schemes=schemes_of(self.minted),

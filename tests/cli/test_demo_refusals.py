@@ -10,7 +10,7 @@ import yaml
 from hongbao.adapters.folder_objects import FolderObjects
 from hongbao.adapters.memory import MemoryStore
 from hongbao.cli import demo
-from hongbao.cli.run_claim import check_unclaimed
+from hongbao.cli.run_claim import check_unclaimed, claim_ledger
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
 from hongbao.cli.settings import EtcdSettings, TikvSettings, UpSettings, read_settings
 from hongbao.cli.stores import open_clusters
@@ -71,6 +71,16 @@ def test_objects_of_another_run_keep_the_folder_from_being_emptied(
     manifest = FolderObjects(tmp_path / "objects").put_new(f"{CAMPAIGN}/1/manifest.json", b"{}")
     asyncio.run(manifest)
     assert earlier.refused().field == "objects_url"
+
+
+def test_a_ledger_of_another_run_keeps_the_folder_from_being_emptied(
+    earlier: Earlier, tmp_path: Path
+) -> None:
+    """Its positions of settlement would skip the first claims of a new log."""
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    earlier.set(ledger_url=url)
+    claim_ledger(earlier.run, url, CAMPAIGN).dispose()
+    assert earlier.refused().field == "ledger_url"
 
 
 def test_a_wrong_campaign_or_fault_keeps_the_folder_from_being_emptied(

@@ -31,7 +31,7 @@ from hongbao.shards.block import decode_block, position_of
 from hongbao.shards.peers import GrpcPeers
 
 from tests.contracts.store_contracts import StoreProcess
-from tests.minted import CAMPAIGN, MintedCampaign, tiny_keyring, tiny_plan
+from tests.minted import CAMPAIGN, RUN, MintedCampaign, tiny_keyring, tiny_plan
 from tests.processes import checkers
 from tests.processes.checkers import Answered
 from tests.processes.claimer import LIED, PLANE, POINTS, SHARD
@@ -118,7 +118,7 @@ async def open_and_kill(folder: Path, seed: int, points: Sequence[str], lives: i
     server = StoreProcess(folder)
     store = StoreClient(server.socket, server.path)
     engine = sql.open_engine(f"sqlite:///{folder / 'ledger.db'}")
-    sql.prepare_schema(engine, CAMPAIGN)
+    sql.prepare_schema(engine, CAMPAIGN, RUN)
     ledger = SqlLedger(engine)
     try:
         await write_documents(store, active={1: 1, 2: 1})

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from hongbao.adapters import sql
 
 from tests import postgres
-from tests.minted import CAMPAIGN, MintedCampaign, tiny_campaign
+from tests.minted import CAMPAIGN, RUN, MintedCampaign, tiny_campaign
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def minted(tmp_path_factory: pytest.TempPathFactory) -> MintedCampaign:
 def sqlite_engine(tmp_path: Path) -> Iterator[sa.Engine]:
     """Give an empty ledger on disk."""
     engine = sql.open_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
-    sql.prepare_schema(engine, CAMPAIGN)
+    sql.prepare_schema(engine, CAMPAIGN, RUN)
     yield engine
     engine.dispose()
 
@@ -40,7 +40,7 @@ def postgres_engine(postgres_url: str) -> Iterator[sa.Engine]:
     """Give an empty ledger on PostgreSQL."""
     engine = sql.open_engine(postgres_url)
     sql.metadata.drop_all(engine)
-    sql.prepare_schema(engine, CAMPAIGN)
+    sql.prepare_schema(engine, CAMPAIGN, RUN)
     yield engine
     engine.dispose()
 

@@ -4,6 +4,7 @@ import socket
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from hongbao.settle.ports import (
     TransferState,
 )
 
-from tests.minted import CAMPAIGN
+from tests.minted import CAMPAIGN, RUN
 
 AT_MS = 1_700_000_001_500
 HELD = Quarantined(0, 1, 3, 99, 8, 2, 5, 700, "amount_differs", "{}")
@@ -122,15 +123,27 @@ def test_quarantine_keeps_an_entry_once(engine: sa.Engine) -> None:
         )
 
 
-def test_a_ledger_belongs_to_one_campaign_and_schema_version(engine: sa.Engine) -> None:
-    sql.prepare_schema(engine, CAMPAIGN)
+def test_a_ledger_belongs_to_one_run_campaign_and_schema_version(engine: sa.Engine) -> None:
+    sql.prepare_schema(engine, CAMPAIGN, RUN)
+    assert sql.find_run(engine) == RUN
+    with pytest.raises(Rejected, match=r"has run .* wants another"):
+        sql.prepare_schema(engine, CAMPAIGN, "another")
     with pytest.raises(Rejected, match="campaign"):
-        sql.prepare_schema(engine, "another")
+        sql.prepare_schema(engine, "another", RUN)
     with engine.begin() as connection:
         version = sa.update(sql.facts).where(sql.facts.c.fact == "schema_version")
         connection.execute(version.values(value="99"))
     with pytest.raises(Rejected, match="schema_version"):
-        sql.prepare_schema(engine, CAMPAIGN)
+        sql.prepare_schema(engine, CAMPAIGN, RUN)
+
+
+def test_a_database_without_a_ledger_belongs_to_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    for _ in range(2):
+        engine = sql.open_engine(f"sqlite:///{path}")
+        assert sql.find_run(engine) is None
+        engine.dispose()
+    assert not path.exists()
 
 
 def test_several_writers_of_one_database_all_get_through(engine: sa.Engine) -> None:

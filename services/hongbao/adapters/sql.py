@@ -6,6 +6,7 @@ campaign; the row `campaign` of `ledger_facts` binds it. Money is BIGINT fen.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hongbao.domain.errors import Corrupt, Rejected, Transient
 
 SCHEMA_VERSION: Final = 1
+RUN: Final = "run"  # the fact whose logs the positions of settlement belong to
 CLOSED_AT: Final = "closed_at_ms"  # the fact that refunds have begun: no claim is paid any more
 BUSY_TIMEOUT_MS: Final = 30_000
 SQLITE_PRAGMAS: Final = (
@@ -187,16 +189,18 @@ def _translated() -> Iterator[None]:
         raise Corrupt(f"the ledger's database refused: {error}") from error
 
 
-def prepare_schema(engine: sa.Engine, campaign: str) -> None:
-    """Create what is missing and bind the ledger to the campaign; safe to repeat and to race.
+def prepare_schema(engine: sa.Engine, campaign: str, run: str) -> None:
+    """Create what is missing and bind the ledger to the run; safe to repeat and to race.
 
-    Raises Rejected when the ledger belongs to another campaign or to another schema version.
+    `run` is the run's id: positions of settlement mean nothing in the logs of another run.
+    Raises Rejected when the ledger belongs to another campaign or run, or to another schema
+    version.
     """
     with writing(engine) as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('hongbao ledger'))"))
         metadata.create_all(connection)
-        wanted = {"schema_version": str(SCHEMA_VERSION), "campaign": campaign}
+        wanted = {"schema_version": str(SCHEMA_VERSION), "campaign": campaign, RUN: run}
         rows = [{"fact": fact, "value": value} for fact, value in wanted.items()]
         rows.append({"fact": CLOSED_AT, "value": ""})  # present, so that it can be locked
         connection.execute(insert(connection, facts).on_conflict_do_nothing(), rows)
@@ -205,6 +209,19 @@ def prepare_schema(engine: sa.Engine, campaign: str) -> None:
         if found[fact] != value:
             message = f"the ledger has {fact} {found[fact]}, this process wants {value}"
             raise Rejected(message, field="ledger_url")
+
+
+def find_run(engine: sa.Engine) -> str | None:
+    """Return the id of the run that a ledger belongs to; None when it is new. Writes nothing."""
+    if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
+        return None
+    with reading(engine) as connection:
+        if not sa.inspect(connection).has_table(facts.name):
+            return None
+        found: str | None = connection.execute(
+            sa.select(facts.c.value).where(facts.c.fact == RUN)
+        ).scalar()
+        return found
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> Any:

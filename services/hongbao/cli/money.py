@@ -7,10 +7,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from hongbao.adapters import sql
 from hongbao.cipher.keyring import read_public_key
 from hongbao.cli.acks import read_living
 from hongbao.cli.process import read_manifests
+from hongbao.cli.run_claim import claim_ledger
 from hongbao.cli.run_dir import access_pods
 from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.stores import Stores
@@ -59,9 +59,9 @@ async def read_minted(stores: Stores) -> Minted:
 
 async def open_ledger(stores: Stores) -> sa.Engine:
     """Return the run's ledger, its schema made when it is missing. Raises Rejected."""
-    engine = sql.open_engine(stores.ledger_url)
-    await asyncio.to_thread(sql.prepare_schema, engine, stores.campaign.campaign)
-    return engine
+    return await asyncio.to_thread(
+        claim_ledger, stores.run, stores.ledger_url, stores.campaign.campaign
+    )
 
 
 async def read_alive(stores: Stores) -> set[tuple[int, int]]:

@@ -15,7 +15,7 @@ from hongbao.cli.child_environ import objects_environ
 from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
-from hongbao.cli.run_claim import claim_stores
+from hongbao.cli.run_claim import claim_ledger, claim_stores
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores
@@ -141,6 +141,10 @@ async def _deploy(up: Rain, prepared: Prepared) -> None:
     """Make the stores this run's own, then write its documents."""
     coordination = up.stores.coordination
     await claim_stores(up.run, up.settings, up.stores.log_store, coordination)
+    with contextlib.suppress(Transient):  # opens need no ledger; settle asks again when it is back
+        url = up.run.ledger_url(up.settings)
+        ledger = await asyncio.to_thread(claim_ledger, up.run, url, up.campaign.campaign)
+        ledger.dispose()
     await deploy_documents(
         coordination,
         up.campaign.campaign,

@@ -5,11 +5,11 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from hongbao.adapters import sql
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, read_manifests
+from hongbao.cli.run_claim import claim_ledger
 from hongbao.cli.run_objects import local_amounts
 from hongbao.cli.serving import serve_until_signal
 from hongbao.domain.manifest import Manifest
@@ -29,8 +29,8 @@ async def run_settle(process: Process) -> None:
     """Settle the shards that this process gets, until SIGTERM."""
     campaign = process.campaign.campaign
     verify_key = role_keyring(process.run, "access").verify_key
-    engine = sql.open_engine(process.run.ledger_url(process.settings))
-    await asyncio.to_thread(sql.prepare_schema, engine, campaign)
+    ledger_url = process.run.ledger_url(process.settings)
+    engine = await asyncio.to_thread(claim_ledger, process.run, ledger_url, campaign)
     ledger = SqlLedger(engine)
     stores, metrics = await process.connect(), SettleMetrics()
     wall_ms = process.clock.wall_ms

@@ -1,12 +1,16 @@
-"""Owns which run a store's namespace belongs to: logs of one run are never served by another.
+"""Owns which run a store belongs to: logs of one run are never served or settled by another.
 
 A run's id is made once and lies in its folder, beside the keys and the ledger that its logs need,
 and goes with them. Refuses to know where stores are.
 """
 
+import asyncio
 import contextlib
 import os
 
+import sqlalchemy as sa
+
+from hongbao.adapters import sql
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import ClusterStore, UpSettings
 from hongbao.domain.errors import Ambiguous, Rejected, Transient
@@ -38,6 +42,16 @@ async def claim_stores(
     _check(run, "etcd", etcd, (await coordination.read(KEY)).value, own)
 
 
+def claim_ledger(run: RunDir, url: str, campaign: str) -> sa.Engine:
+    """Open this run's ledger, made where it is missing.
+
+    Raises Rejected where it is another run's, Transient while the database is away.
+    """
+    engine = sql.open_engine(url)
+    sql.prepare_schema(engine, campaign, settle_id(run).decode())
+    return engine
+
+
 async def check_unclaimed(
     settings: UpSettings, log_store: LogStore | None, coordination: Coordination | None
 ) -> None:
@@ -45,6 +59,12 @@ async def check_unclaimed(
 
     None stands for a store that lies in the run's own folder. Writes nothing.
     """
+    if settings.ledger_url and await asyncio.to_thread(_find_run, settings.ledger_url):
+        raise Rejected(
+            f"{settings.ledger_url} holds a run already, and this would begin another: choose "
+            "another database",
+            field="ledger_url",
+        )
     claimed = [
         ("tikv", settings.tikv, log_store and await log_store.get(KEY.encode())),
         ("etcd", settings.etcd, coordination and (await coordination.read(KEY)).value),
@@ -56,6 +76,14 @@ async def check_unclaimed(
                 f"another: choose another {field}.namespace",
                 field=f"{field}.namespace",
             )
+
+
+def _find_run(url: str) -> str | None:
+    engine = sql.open_engine(url)
+    try:
+        return sql.find_run(engine)
+    finally:
+        engine.dispose()
 
 
 def settle_id(run: RunDir) -> bytes:

@@ -137,7 +137,7 @@ class UpSettings(BaseModel):
 
     ledger_url: str | None = None
     """Ledger database: `postgresql://host/name` or `sqlite:////absolute/path`; absent: SQLite in
-    the run's folder. A database holds one campaign; a rehearsal needs one of its own. Without a
+    the run's folder. A database holds one run; a rehearsal needs one of its own. Without a
     password: PGPASSFILE or PGPASSWORD bring it."""
 
     @field_validator("ledger_url")
