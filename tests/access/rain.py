@@ -3,8 +3,10 @@
 Records carry (file, index) where the enciphered ticket would be, so a test sees which one it got.
 """
 
+import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from hongbao.domain.plan import Batch
 from hongbao.domain.ticket_file import FileHeader
 from hongbao.domain.timeline import Timeline
 from hongbao.domain.token import parse_claim_head, seal_session
-from hongbao.proto.v1.access_pb2 import ShakeReply, ShakeRequest
+from hongbao.proto.v1.access_pb2 import PACKET, ShakeReply, ShakeRequest
 
 CAMPAIGN = CampaignId("rain")
 CAMPAIGN_HASH = ticket.campaign_hash(CAMPAIGN)
@@ -268,3 +270,34 @@ def new_service(clock: Clock, limits: AccessLimits = SMALL) -> ShakeService:
         CAMPAIGN, 1, 1,
         binding_key=BINDING_KEY, session_key=SESSION_KEY, limits=limits, wall_ms=clock.wall_ms,
     )  # fmt: skip
+
+
+async def until(fact: Callable[[], object], what: str) -> None:
+    """Wait until a fact holds, as long as a busy machine needs."""
+    for _ in range(4000):
+        if fact():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"never happened: {what}")
+
+
+async def win(
+    rain: Rain, pod: AccessPod, duration_ms: int, *, step_ms: int = 1
+) -> list[tuple[int, int]]:
+    """Shake once a step as ever new users; return the (file, index) of what was won."""
+    won = []
+    for _ in range(duration_ms // step_ms):
+        rain.clock.now_ms += step_ms
+        reply = shake(pod, rain.clock.now_ms)
+        if reply.outcome == PACKET:
+            won.append(where(reply.claim_token))
+        if rain.clock.now_ms % 20 == 0:
+            await asyncio.sleep(0)
+    return won
+
+
+async def crash(pod: AccessPod) -> None:
+    """Let the object vanish as SIGKILL would: no code of ours runs at the end."""
+    for task in pod._tasks:
+        task.cancel()
+    await asyncio.gather(*pod._tasks, return_exceptions=True)

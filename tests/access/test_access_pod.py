@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hongbao.access.pod import AccessPod, PodKeys
+from hongbao.access.pod import PodKeys
 from hongbao.adapters.memory import MemoryStore
 from hongbao.domain import manifest as manifests
 from hongbao.domain.assignment import Assignment, Placement
@@ -27,10 +26,12 @@ from tests.access.rain import (
     START_MS,
     MemoryObjects,
     Rain,
+    crash,
     mint_fake,
     placed,
     shake,
-    where,
+    until,
+    win,
 )
 from tests.access.test_sessions import GOOD, signed
 
@@ -40,37 +41,6 @@ SECOND_SLOT_MS = START_MS + SLOT_MS + GAP_MS
 @pytest.fixture
 async def rain(tmp_path: Path) -> Rain:
     return Rain(tmp_path)
-
-
-async def until(fact: Callable[[], object], what: str) -> None:
-    """Wait until a fact holds; two seconds at most."""
-    for _ in range(400):
-        if fact():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"never happened: {what}")
-
-
-async def win(
-    rain: Rain, pod: AccessPod, duration_ms: int, *, step_ms: int = 1
-) -> list[tuple[int, int]]:
-    """Shake once a step as ever new users; return the (file, index) of what was won."""
-    won = []
-    for _ in range(duration_ms // step_ms):
-        rain.clock.now_ms += step_ms
-        reply = shake(pod, rain.clock.now_ms)
-        if reply.outcome == pb.PACKET:
-            won.append(where(reply.claim_token))
-        if rain.clock.now_ms % 20 == 0:
-            await asyncio.sleep(0)
-    return won
-
-
-async def crash(pod: AccessPod) -> None:
-    """Let the object vanish as SIGKILL would: no code of ours runs at the end."""
-    for task in pod._tasks:
-        task.cancel()
-    await asyncio.gather(*pod._tasks, return_exceptions=True)
 
 
 async def acked(rain: Rain, document: str, pod: int = 1) -> dict[str, object]:
