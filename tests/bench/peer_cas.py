@@ -15,9 +15,10 @@ import sys
 import time
 from typing import Any
 
-import grpc
 from hongbao.proto.v1 import redeem_pb2
 from tikv import AsyncRawClient
+
+from tests.bench.serve_opens import serve_opens
 
 CLAIM_BYTES = 48
 
@@ -52,17 +53,7 @@ async def serve(pd: str, port: int) -> None:
             opened = redeem_pb2.OPENED if swap.swapped else redeem_pb2.ALREADY_OPENED
             return redeem_pb2.OpenReply(outcome=opened, amount_fen=1)
 
-        server = grpc.aio.server()
-        handler = grpc.unary_unary_rpc_method_handler(
-            open_packet,
-            request_deserializer=redeem_pb2.OpenRequest.FromString,
-            response_serializer=redeem_pb2.OpenReply.SerializeToString,
-        )
-        handlers = grpc.method_handlers_generic_handler("hongbao.v1.Redeem", {"Open": handler})
-        server.add_generic_rpc_handlers((handlers,))
-        server.add_insecure_port(f"127.0.0.1:{port}")
-        await server.start()
-        await server.wait_for_termination()
+        await serve_opens(open_packet, port)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import sys
 from collections import deque
 from typing import Any
 
-import grpc
 from hongbao.proto.v1 import redeem_pb2
+
+from tests.bench.serve_opens import serve_opens
 
 GRAB = b"""
 if redis.call('SISMEMBER', KEYS[1], ARGV[1]) == 1 then
@@ -96,17 +97,7 @@ async def main(redis_port: int, port: int, packets: int) -> None:
             outcome=redeem_pb2.OPENED, packet=int(packet), amount_fen=int(amount)
         )
 
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(
-        open_packet,
-        request_deserializer=redeem_pb2.OpenRequest.FromString,
-        response_serializer=redeem_pb2.OpenReply.SerializeToString,
-    )
-    handlers = grpc.method_handlers_generic_handler("hongbao.v1.Redeem", {"Open": handler})
-    server.add_generic_rpc_handlers((handlers,))
-    server.add_insecure_port(f"127.0.0.1:{port}")
-    await server.start()
-    await server.wait_for_termination()
+    await serve_opens(open_packet, port)
 
 
 if __name__ == "__main__":
