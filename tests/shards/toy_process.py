@@ -50,17 +50,28 @@ class DeafOwner(ReportingOwner):
 
 
 class DeafCoordination:
-    """Hears that every renewal went well, whatever the store said."""
+    """Says at once that a renewal went well, and never hears what became of it.
+
+    To wait for it would be hearing: one that is under way at a pause has timed out behind it.
+    """
 
     def __init__(self, inner: Coordination) -> None:
         self._inner = inner
+        self._renewals: set[asyncio.Future[bool]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def renew(self, lease: Lease) -> bool:
-        await self._inner.renew(lease)
+        renewal = asyncio.ensure_future(self._inner.renew(lease))
+        self._renewals.add(renewal)
+        renewal.add_done_callback(self._forget)
         return True
+
+    def _forget(self, renewal: "asyncio.Future[bool]") -> None:
+        self._renewals.discard(renewal)
+        if not renewal.cancelled():
+            renewal.exception()  # taken note of, so that asyncio does not complain
 
 
 async def main(name: str, folder: str, shards: str, hearing: str = "good") -> None:
