@@ -137,6 +137,13 @@ def test_a_ledger_belongs_to_one_run_campaign_and_schema_version(engine: sa.Engi
         sql.prepare_schema(engine, CAMPAIGN, RUN)
 
 
+def test_a_ledger_that_knows_no_run_yet_is_nobody_elses_either(engine: sa.Engine) -> None:
+    """Of schema version 1."""
+    with engine.begin() as connection:
+        connection.execute(sa.delete(sql.facts).where(sql.facts.c.fact == sql.RUN))
+    assert sql.find_run(engine) == CAMPAIGN
+
+
 def test_a_database_without_a_ledger_belongs_to_nobody(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     for _ in range(2):

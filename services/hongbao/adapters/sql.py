@@ -1,7 +1,7 @@
 """Owns the ledger's schema and how SQLite and PostgreSQL are opened for it.
 
 Refuses to know any rule of money. One database (in PostgreSQL: one schema) is the ledger of one
-campaign; the row `campaign` of `ledger_facts` binds it. Money is BIGINT fen.
+run of a campaign; the rows `run` and `campaign` of `ledger_facts` bind it. Money is BIGINT fen.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from hongbao.domain.errors import Corrupt, Rejected, Transient
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # 1 knew no run
 RUN: Final = "run"  # the fact whose logs the positions of settlement belong to
 CLOSED_AT: Final = "closed_at_ms"  # the fact that refunds have begun: no claim is paid any more
 BUSY_TIMEOUT_MS: Final = 30_000
@@ -42,7 +42,7 @@ def _column(name: str, kind: Any = sa.BigInteger, *, key: bool = False) -> "sa.C
     return sa.Column(name, kind, primary_key=key, nullable=False, autoincrement=False)
 
 
-facts = sa.Table(  # schema_version, campaign, closed_at_ms
+facts = sa.Table(  # schema_version, campaign, run, closed_at_ms
     "ledger_facts", metadata, _column("fact", sa.Text, key=True), _column("value", sa.Text)
 )
 accounts = sa.Table(  # double entry: Σ debited_fen = Σ credited_fen over all accounts
@@ -207,21 +207,25 @@ def prepare_schema(engine: sa.Engine, campaign: str, run: str) -> None:
         found = {row.fact: row.value for row in connection.execute(sa.select(facts))}
     for fact, value in wanted.items():
         if found[fact] != value:
-            message = f"the ledger has {fact} {found[fact]}, this process wants {value}"
-            raise Rejected(message, field="ledger_url")
+            raise Rejected(
+                f"the ledger has {fact} {found[fact]}, this process wants {value}: choose another "
+                "database, or go on from the folder of the run that it belongs to",
+                field="ledger_url",
+            )
 
 
 def find_run(engine: sa.Engine) -> str | None:
-    """Return the id of the run that a ledger belongs to; None when it is new. Writes nothing."""
+    """Return the id of the run that a ledger belongs to; None when it is new. Writes nothing.
+
+    Of a ledger of schema version 1, which knew no run, the campaign.
+    """
     if engine.dialect.name == "sqlite" and not Path(engine.url.database or "").exists():
         return None
     with reading(engine) as connection:
         if not sa.inspect(connection).has_table(facts.name):
             return None
-        found: str | None = connection.execute(
-            sa.select(facts.c.value).where(facts.c.fact == RUN)
-        ).scalar()
-        return found
+        found = {row.fact: row.value for row in connection.execute(sa.select(facts))}
+    return found.get(RUN, found.get("campaign"))
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> Any:

@@ -48,7 +48,11 @@ def claim_ledger(run: RunDir, url: str, campaign: str) -> sa.Engine:
     Raises Rejected where it is another run's, Transient while the database is away.
     """
     engine = sql.open_engine(url)
-    sql.prepare_schema(engine, campaign, settle_id(run).decode())
+    try:
+        sql.prepare_schema(engine, campaign, settle_id(run).decode())
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 
