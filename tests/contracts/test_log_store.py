@@ -15,6 +15,8 @@ from tests.contracts.tikv_contracts import TIKV, TXN, tikv_contract
 REPEATS_MAX = 100
 KILLS_MAX = 20
 """A kill that interrupts no call is possible each time; twenty in a row are not."""
+WRITES_S_MAX = 60.0
+"""How long a store that was killed may need to elect and to be found again by its client."""
 
 
 @pytest.fixture(params=[*EMBEDDED, *TIKV])
@@ -270,10 +272,11 @@ async def test_a_create_with_puts_writes_all_or_nothing(contract: Contract) -> N
 async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract: Contract) -> None:
     """F8, F10: whatever was answered is true after the restart; Ambiguous is read back.
 
-    A kill that falls between two calls interrupts none, and the writers go on after it; so kill
-    until one was interrupted.
+    A kill that falls between two calls interrupts none, and one before anything is written again
+    cannot; so let writes be answered, kill, and go on until a create was interrupted.
     """
     outcomes: dict[bytes, bool | None] = {}
+    answered = asyncio.Event()
     killed_enough = False
 
     async def write(writer: int) -> None:
@@ -283,6 +286,7 @@ async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract:
             number += 1
             try:
                 outcomes[key] = await contract.store.create(key, key)
+                answered.set()
             except Ambiguous:
                 outcomes[key] = None
             except Transient:
@@ -290,6 +294,9 @@ async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract:
 
     writers = [asyncio.create_task(write(writer)) for writer in range(8)]
     for _ in range(KILLS_MAX):
+        answered.clear()
+        async with asyncio.timeout(WRITES_S_MAX):
+            await answered.wait()
         await asyncio.sleep(0.05)
         await contract.restart()
         if None in outcomes.values():
