@@ -13,6 +13,7 @@ from hongbao.cli.rain import prepare_run, rain
 from hongbao.cli.run_claim import ID_NAME, claim_stores
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import EtcdSettings, TikvSettings, UpSettings
+from hongbao.cli.stores import SharedState
 from hongbao.domain.errors import Ambiguous, Rejected
 from hongbao.domain.timeline import Timeline
 from hongbao.shards.ports import Versioned
@@ -109,3 +110,40 @@ async def test_nothing_is_deployed_onto_the_store_of_another_run(tmp_path: Path)
     await store.start()
     assert await store.read_prefix("campaigns/") == []
     await store.close()
+
+
+class IsSlowToAnswer(MemoryStore):
+    """Takes its first writes late, behind the caller's patience: nothing is to be read back yet."""
+
+    late = 2
+
+    async def create(self, key: bytes, value: bytes) -> bool:
+        if self.late:
+            self.late -= 1
+            raise Ambiguous("no answer")
+        return await super().create(key, value)
+
+
+async def test_a_start_asks_again_while_a_store_gives_no_definite_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As found on a machine under load: a store that had just started let the whole start fail."""
+    campaign_file = write_campaign(tmp_path / "c", Plot(seed=1, slots=1, packets_a_slot=40))
+    settings = UpSettings(
+        campaign=campaign_file, run_dir=tmp_path / "run", claims_shards=1, ticket_shards=1
+    )
+    run, campaign, prepared = await asyncio.to_thread(prepare_run, settings, lambda *_: None)
+    logs, facts = IsSlowToAnswer(), MemoryStore()
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    async def connected(*_: object) -> SharedState:
+        return SharedState(logs, facts, nothing)
+
+    monkeypatch.setattr("hongbao.cli.rain.connect_stores", connected)
+    monkeypatch.setattr("hongbao.cli.rain.Supervisor.start", nothing)
+    async with rain(settings, run, campaign, prepared, Timeline(campaign.slots)):
+        assert logs.late == 0
+        assert await logs.get(b"run") == (await facts.read("run")).value
+        assert (await facts.read(f"campaigns/{campaign.campaign}/timeline")).value

@@ -9,6 +9,8 @@ import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 
+import stamina
+
 from hongbao.adapters.clock import SystemClock
 from hongbao.cipher.derive import binding_key
 from hongbao.cli.child_environ import objects_environ
@@ -32,6 +34,8 @@ BINDING_KEY_VARIABLE = "HONGBAO_BINDING_KEY"
 POD_EPOCH_VARIABLE = "HONGBAO_POD_EPOCH"
 DRAIN_TIMES = DrainTimes(settle_s=0.2, finish_s=5.0)
 EPOCH_TRIES_MAX = 10
+DEPLOY_S_MAX = 30.0
+"""How long a start asks again while a store gives no definite answer; elections are over sooner."""
 
 
 @dataclass
@@ -121,7 +125,12 @@ async def rain(
     placement = None
     try:
         await supervisor.start(up.of(role="store"))
-        await _deploy(up, prepared)
+        again = stamina.retry_context(
+            on=Transient, attempts=None, timeout=DEPLOY_S_MAX, wait_max=1.0
+        )
+        async for attempt in again:
+            with attempt:
+                await _deploy(up, prepared)
         await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
         await supervisor.start(up.of(role="access"))
         placement = asyncio.create_task(
@@ -138,7 +147,7 @@ async def rain(
 
 
 async def _deploy(up: Rain, prepared: Prepared) -> None:
-    """Make the stores this run's own, then write its documents."""
+    """Make the stores this run's own, then write its documents. Safe to repeat."""
     coordination = up.stores.coordination
     await claim_stores(up.run, up.settings, up.stores.log_store, coordination)
     with contextlib.suppress(Transient):  # opens need no ledger; settle asks again when it is back
