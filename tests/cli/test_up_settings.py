@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hongbao.cli.fund import pay_in_run
+from hongbao.cli.rain import prepare_run
 from hongbao.cli.run_dir import RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.domain.errors import NotFound, Rejected
@@ -139,3 +140,18 @@ async def test_money_commands_use_the_database_that_the_settings_name(tmp_path: 
     assert all(new for _, new in await pay_in_run(run.path))
     assert (tmp_path / "elsewhere.db").exists()
     assert not (run.path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("a,b", "behind a comma"), ("x" * 100, "choose a shorter run_dir")],
+)
+def test_a_folder_whose_sockets_nobody_could_reach_is_refused_before_anything_is_minted(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    """As found: a start waited for a store that served, and could not say what was wrong."""
+    settings = UpSettings(campaign=tmp_path / "campaign.yaml", run_dir=tmp_path / name)
+    with pytest.raises(Rejected, match=says) as refused:
+        prepare_run(settings, lambda *_: None)
+    assert refused.value.field == "run_dir"
+    assert not settings.run_dir.exists()

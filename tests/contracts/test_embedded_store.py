@@ -115,3 +115,19 @@ async def test_an_old_watch_still_sees_the_last_change_of_every_key(small: LmdbS
     assert seen[0] == quiet
     assert (seen[1].key, seen[1].value) == ("gone", b"")
     assert [event.value for event in seen[-3:]] == [b"97", b"98", b"99"]
+
+
+@pytest.mark.parametrize("name", ["a b", "50%ce", "a#b", "a?b", "红包"])
+async def test_the_store_is_reached_whatever_its_folder_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    process = StoreProcess(folder)
+    client = StoreClient(process.socket, process.path)
+    try:
+        assert await client.create(b"key", b"value") is True
+        assert await client.get(b"key") == b"value"
+    finally:
+        await client.close()
+        process.kill()

@@ -36,7 +36,7 @@ class StoreClient:
         self._call_s_max = call_s_max
         self._reader: LmdbReader | None = None
         self._environment: lmdb.Environment | None = None
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=wire.OPTIONS)
+        self._channel = grpc.aio.insecure_channel(wire.unix_target(socket), options=wire.OPTIONS)
         self._write = self._method("Write", pb.WriteReply)
         self._writes = StoreWrites(self._send)
         self._compare_and_put = self._method("CompareAndPut", pb.CompareAndPutReply)

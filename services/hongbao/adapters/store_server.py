@@ -40,7 +40,7 @@ class StoreServer:
         }
         handler = grpc.method_handlers_generic_handler("hongbao.v1.Store", methods)
         self._server.add_generic_rpc_handlers((handler,))
-        self._server.add_insecure_port(f"unix:{self._socket}")
+        self._server.add_insecure_port(wire.unix_target(self._socket))
         await self._server.start()
 
     async def stop(self, grace_s: float = 1.0) -> None:

@@ -28,7 +28,7 @@ from hongbao.cli.documents import deploy_timeline
 from hongbao.cli.rain import Rain, prepare_run, rain
 from hongbao.cli.report import write_report
 from hongbao.cli.run_claim import check_unclaimed
-from hongbao.cli.run_dir import LOCK_NAME, RunDir
+from hongbao.cli.run_dir import LOCK_NAME, RunDir, check_sockets
 from hongbao.cli.run_objects import check_no_objects
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.cli.stores import open_clusters
@@ -108,6 +108,7 @@ def _play(settings: UpSettings, evening: _Evening) -> tuple[dict[str, Any], list
     """Play the whole evening on an emptied folder; return the audit's line and what it lacks."""
     campaign = require_campaign(settings.campaign)
     broken = read_store_faults(evening.faults, len(campaign.slots)) if evening.faults else []
+    check_sockets(settings)
     asyncio.run(_check_new(settings, campaign))
     _empty(settings.run_dir)  # from here on nothing is refused that could be known before
     tell_embedding(find_embedding())

@@ -49,7 +49,7 @@ class Process:
 
     def socket(self, purpose: str) -> Path:
         """Return the path of one of this process's Unix sockets."""
-        return self.run.path / "sock" / f"{self.name}.{purpose}"
+        return self.run.socket_of(self.name, purpose)
 
     def member(self) -> Member:
         """Return what others may know of this process."""

@@ -18,7 +18,7 @@ from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
 from hongbao.cli.run_claim import claim_ledger, claim_stores
-from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, plan_processes
+from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, check_sockets, plan_processes
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores
 from hongbao.cli.supervisor import Supervisor, role_command
@@ -71,6 +71,7 @@ class Rain:
 
 def prepare_run(settings: UpSettings, step: Step) -> tuple[RunDir, Campaign, Prepared]:
     """Do all that needs no process: keys, mint, verify. Raises Rejected."""
+    check_sockets(settings)
     run = RunDir(settings.run_dir)
     campaign = run_campaign(run, settings)
     return run, campaign, prepare(run, settings, campaign, step)
@@ -194,7 +195,7 @@ async def _is_ready(run: RunDir, spec: ProcessSpec, embedding: Embedding) -> boo
     if spec.role == "store":
         return await _listens(str(run.socket))
     if embedding.library and "admin" in spec.ports:
-        admin = EnvoyAdmin(str(run.path / "sock" / f"{spec.process}.admin"))
+        admin = EnvoyAdmin(str(run.socket_of(spec.process, "admin")))
         try:
             return await admin.is_ready()
         finally:
@@ -215,7 +216,7 @@ async def _listens(where: str | int) -> bool:
 
 
 async def _drain_envoy(run: RunDir, spec: ProcessSpec) -> None:
-    admin = EnvoyAdmin(str(run.path / "sock" / f"{spec.process}.admin"))
+    admin = EnvoyAdmin(str(run.socket_of(spec.process, "admin")))
     try:
         await admin.drain(DRAIN_TIMES)
     except Transient:

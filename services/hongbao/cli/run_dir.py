@@ -15,6 +15,10 @@ from hongbao.domain.assignment import AccessPod
 from hongbao.domain.errors import NotFound, Rejected
 
 LOCK_NAME: Final = "up.lock"
+SOCKET_BYTES_MAX: Final = 107
+"""Of a Unix socket's path (unix(7), with the 0 behind it)."""
+SOCKETS: Final = ("admin", "internal")
+"""What a gateway or redeem process listens on besides its ports."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,10 @@ class RunDir:
     @property
     def socket(self) -> Path:
         return self.path / "store.sock"
+
+    def socket_of(self, process: str, purpose: str) -> Path:
+        """Return where a process listens: for `admin` (Envoy's), or `internal` (its own grpcio)."""
+        return self.path / "sock" / f"{process}.{purpose}"
 
     @property
     def keys(self) -> Path:
@@ -132,6 +140,22 @@ def plan_processes(settings: UpSettings) -> list[ProcessSpec]:
                 number = pod if role == "access" else 0
                 specs.append(ProcessSpec(f"{role}-{zone}-{index}", role, zone, number, ports))
     return specs
+
+
+def check_sockets(settings: UpSettings) -> None:
+    """Raise Rejected where no process could listen in the run's folder, or none be reached."""
+    run = RunDir(settings.run_dir)
+    if "," in str(run.path):
+        raise Rejected(f"{run.path}: gRPC reaches no socket behind a comma", field="run_dir")
+    names = [spec.process for spec in plan_processes(settings)]
+    paths = [run.socket_of(process, each) for process in names for each in SOCKETS]
+    longest = max([run.socket, *paths], key=lambda path: len(os.fsencode(path)))
+    if (over := len(os.fsencode(longest)) - SOCKET_BYTES_MAX) > 0:
+        raise Rejected(
+            f"{run.path}: {over} bytes too long for the sockets in it "
+            f"({longest.relative_to(run.path)}): choose a shorter run_dir",
+            field="run_dir",
+        )
 
 
 def access_pods(specs: Iterable[ProcessSpec]) -> list[AccessPod]:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from hongbao.cli.process import Process
 from hongbao.cli.stores import SharedState
+from hongbao.shards.wire import unix_target
 from hongbao.transport.admission import Admission
 from hongbao.transport.dispatcher import Dispatcher, Method
 from hongbao.transport.gateway_metrics import GatewayMetrics, read_admin
@@ -96,7 +97,7 @@ class Serving:
         services = sorted({method.path.split("/")[1] for method in role.methods})
         unix = process.socket("internal")
         unix.unlink(missing_ok=True)
-        self._servers.append(await start_grpc_server(None, f"unix:{unix}", services=services))
+        self._servers.append(await start_grpc_server(None, unix_target(unix), services=services))
         if role.internal:
             address = f"127.0.0.1:{process.spec.ports['internal']}"
             self._servers.append(await start_grpc_server(None, address, extra=role.internal))

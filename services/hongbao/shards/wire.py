@@ -1,7 +1,12 @@
-"""Owns how domain errors cross our internal gRPC calls; public edges have their own table."""
+"""Owns where our internal gRPC calls go and how domain errors cross them.
+
+Public edges have their own table.
+"""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import grpc
 
@@ -31,6 +36,14 @@ _KINDS: Final[dict[str, type[errors.HongbaoError]]] = {
         errors.Corrupt,
     )
 }
+
+
+def unix_target(socket: Path) -> str:
+    """Return how gRPC names a Unix socket: it decodes percents, and cuts at # and ?.
+
+    A client takes a comma for the end of an address, encoded or not: runs are refused there.
+    """
+    return f"unix:{quote(str(socket))}"
 
 
 def make_error(kind: str, message: str, retry_after_s: float = 0.0) -> errors.HongbaoError:
