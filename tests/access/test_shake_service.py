@@ -10,7 +10,7 @@ from hongbao.access.service import Controls, Exposure, ShakeService
 from hongbao.access.session import REFUSED
 from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.errors import NotFound, Unauthenticated
-from hongbao.domain.token import verify_claim
+from hongbao.domain.token import parse_claim_head, verify_claim
 from hongbao.proto.v1 import access_pb2 as pb
 from hongbao.proto.v1.access_pb2 import ShakeRequest
 
@@ -71,7 +71,8 @@ async def test_a_slot_gives_all_its_packets_each_once_bound_to_who_shook() -> No
         clock.now_ms += 1
         reply = shake(service, clock.now_ms)
         if reply.outcome == pb.PACKET:
-            head = verify_claim(reply.claim_token, BINDING_KEY, CAMPAIGN_HASH, clock.now_ms)
+            assert verify_claim(reply.claim_token, BINDING_KEY, CAMPAIGN_HASH, clock.now_ms)
+            head = parse_claim_head(reply.claim_token)
             assert head is not None
             assert (head.pod, head.epoch, head.claims_shard) == (1, 1, 7)
             assert head.expiry_s == clock.now_ms // 1000 + WIDE.claim_ttl_s

@@ -33,7 +33,7 @@ _equal = hmac.compare_digest
 
 
 class ClaimHead(NamedTuple):
-    """Is what a claim token says; proved only if `verify_claim` returned it."""
+    """Is what a claim token says; proved only by `verify_claim`."""
 
     pod: int
     epoch: int
@@ -76,20 +76,17 @@ def parse_claim_head(token: bytes) -> ClaimHead | None:
     return ClaimHead(pod, epoch, claims_shard, expiry_s, record)
 
 
-def verify_claim(
-    token: bytes, binding_key: bytes, campaign_hash: bytes, user: int
-) -> ClaimHead | None:
-    """Return the head if this pod and epoch sealed the token for this user; else None.
+def verify_claim(token: bytes, binding_key: bytes, campaign_hash: bytes, user: int) -> bool:
+    """Say whether this pod and epoch sealed the token for this user: what its head says is true.
 
-    The comparison takes constant time, and None says nothing about the cause. Expiry is for
+    The comparison takes constant time, and False says nothing about the cause. Expiry is for
     the caller to judge.
     """
-    head = parse_claim_head(token)
-    if head is None or not 0 <= user <= USER_MAX:
-        return None
+    if len(token) != _CLAIM_BYTES or not 0 <= user <= USER_MAX:
+        return False
     bound = token[:_CLAIM_HEAD_BYTES] + _pack_bound(campaign_hash, user)
     mac = _blake2b(bound, digest_size=_MAC_BYTES, key=binding_key).digest()
-    return head if _equal(mac, token[_CLAIM_HEAD_BYTES:]) else None
+    return _equal(mac, token[_CLAIM_HEAD_BYTES:])
 
 
 def seal_session(

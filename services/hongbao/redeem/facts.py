@@ -60,17 +60,9 @@ class Facts:
         self.closed = False
         """Unclaimed money goes back to the sponsors: nothing may be opened any more, for good."""
         self.switches = SwitchBoard()
+        self.missing = self._find_missing()
+        """Which documents nobody has written yet; without them nothing can be opened."""
         self.use_manifests(manifests)
-
-    @property
-    def missing(self) -> list[str]:
-        """Return which documents nobody has written yet; without them nothing can be opened."""
-        found = {
-            "timeline": self._timeline is not None,
-            "active": self._active is not None,
-            "assignment": bool(self.pods_of_file),
-        }
-        return [name for name, known in found.items() if not known]
 
     def use_manifests(self, manifests: Iterable[Manifest]) -> None:
         """Take another set of schemes, for instance after a re-plan."""
@@ -103,7 +95,16 @@ class Facts:
         if not document:
             raise Corrupt(f"{key} was deleted; the last known stays in force")
         take(document)
+        self.missing = self._find_missing()
         return True
+
+    def _find_missing(self) -> list[str]:
+        found = {
+            "timeline": self._timeline is not None,
+            "active": self._active is not None,
+            "assignment": bool(self.pods_of_file),
+        }
+        return [name for name, known in found.items() if not known]
 
     def key_allowed(self, key_id: int) -> bool:
         """Return whether packets under this key may be opened (R46)."""

@@ -90,7 +90,7 @@ class Judge:
     def sealed(self, claim_token: bytes, head: ClaimHead, user: int) -> bool:
         """Say whether our keys sealed a token of an epoch that nobody has heard of yet."""
         binding_key = self._fresh_key(head.pod, head.epoch)
-        return _verify_claim(claim_token, binding_key, self._campaign_hash, user) is not None
+        return _verify_claim(claim_token, binding_key, self._campaign_hash, user)
 
     def judge(
         self, claim_token: bytes, head: ClaimHead, user: int, now_ms: int
@@ -101,7 +101,7 @@ class Judge:
         """
         pod, epoch, claims_shard, expiry_s, record = head
         binding_key = self._binding_key(pod, epoch)
-        if _verify_claim(claim_token, binding_key, self._campaign_hash, user) is None:
+        if not _verify_claim(claim_token, binding_key, self._campaign_hash, user):
             return Refusal(Cause.MAC)
         if expiry_s * 1000 <= now_ms:
             return Refusal(Cause.EXPIRED)

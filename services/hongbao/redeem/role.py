@@ -11,7 +11,6 @@ import structlog
 from hongbao.domain.errors import HongbaoError, Rejected
 from hongbao.domain.ids import CampaignId, KeyId
 from hongbao.domain.manifest import Manifest
-from hongbao.proto.v1 import redeem_pb2
 from hongbao.redeem.alarms import FailureAlarms
 from hongbao.redeem.barrier import BlockBarrier
 from hongbao.redeem.epochs import EpochReader
@@ -96,6 +95,8 @@ class RedeemRole:
             monotonic_s=monotonic_s,
             limits=limits,
         )
+        self.open: Final = self._service.open
+        self.user_of: Final = self._service.user_of
         self._watch: Final = FactsWatch(
             coordination,
             self.facts,
@@ -148,14 +149,6 @@ class RedeemRole:
         for task in tasks:
             with suppress(asyncio.CancelledError):
                 await task
-
-    async def open(self, request: redeem_pb2.OpenRequest) -> redeem_pb2.OpenReply:
-        """Answer one Open; see OpenService.open."""
-        return await self._service.open(request)
-
-    def user_of(self, request: redeem_pb2.OpenRequest) -> int:
-        """Return whose call it is, for admission by priority."""
-        return self._service.user_of(request)
 
     def new_machine(self, shard: int) -> ClaimsMachine:
         """Return the empty state of a claims shard, for the ShardHost of this process."""

@@ -104,7 +104,10 @@ class ShardRouter:
         give_up_s = 0.0
         while True:
             try:
-                return await self._submit_once(plane, shard, operation)
+                owner = self._find_owner(plane, shard)
+                if owner is not None:
+                    return await owner.enqueue(operation)
+                return await self._submit_to_peer(plane, shard, operation)
             except Overloaded:
                 raise
             except _Moved:
@@ -158,10 +161,7 @@ class ShardRouter:
             if target[0] != address:
                 self._queues.pop(target).give_up()
 
-    async def _submit_once(self, plane: str, shard: int, operation: bytes) -> bytes:
-        owner = self._find_owner(plane, shard)
-        if owner is not None:
-            return await owner.submit(operation)
+    async def _submit_to_peer(self, plane: str, shard: int, operation: bytes) -> bytes:
         address = await self._address_of(plane, shard)
         queue = self._queues.get((address, plane, shard))
         if queue is None:

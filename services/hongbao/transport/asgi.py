@@ -88,7 +88,7 @@ def make_app(
     so admin.EnvoyAdmin.drain comes before SIGTERM.
     """
     routes = dispatcher.routes
-    answer = dispatcher.answer
+    admit = dispatcher.admit
     admission = dispatcher.admission
     bytes_max = limits.request_bytes_max
     deadlines = Deadlines()
@@ -119,11 +119,10 @@ def make_app(
                 check_transcoded(original_path, payload, route.singular)
             if waited_s >= deadline_s:
                 raise DeadlineExceeded("the deadline has passed")
+            answer = route.handler(admit(route, payload, waited_s, now))
             if route.is_async:
-                answering = dispatcher.answer_async(route, payload, waited_s, now)
-                reply = await deadlines.run(answering, began + deadline_s)
-            else:
-                reply = answer(route, payload, waited_s, now)
+                answer = await deadlines.run(answer, began + deadline_s)
+            reply = answer.SerializeToString()
         except Exception as error:  # the outermost level of a call
             return await fail(send, route, error, monotonic() - began)
         await send(START)

@@ -4,7 +4,7 @@ Both servers (Envoy-embedded ASGI, grpcio) serve the same dispatcher; neither is
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -72,25 +72,12 @@ class Dispatcher:
                 raise ValueError(f"{method.path} is served twice")
             self.routes[method.path] = Route(method, self.metrics.method(method.path))
 
-    def answer(self, route: Route, payload: bytes, waited_s: float, now_s: float) -> bytes:
-        """Answer one call of a plain handler; raises what the handler raises.
+    def admit(self, route: Route, payload: bytes, waited_s: float, now_s: float) -> Message:
+        """Parse one request for its handler, or shed it (Overloaded) before it costs anything more.
 
         `waited_s` is how long the call queued in this process before it came here, `now_s` the
         monotonic time.
         """
-        request = self.admit(route, payload, waited_s, now_s)
-        return cast("bytes", route.handler(request).SerializeToString())
-
-    async def answer_async(
-        self, route: Route, payload: bytes, waited_s: float, now_s: float
-    ) -> bytes:
-        """Answer one call of a coroutine handler; raises what the handler raises."""
-        request = self.admit(route, payload, waited_s, now_s)
-        reply = await cast("Awaitable[Message]", route.handler(request))
-        return reply.SerializeToString()
-
-    def admit(self, route: Route, payload: bytes, waited_s: float, now_s: float) -> Message:
-        """Parse one request, or shed it (Overloaded) before it costs anything more."""
         admission = self.admission
         admission.observe(route.priority, waited_s, now_s)
         request = route.parse(payload)

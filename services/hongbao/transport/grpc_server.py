@@ -109,11 +109,11 @@ class DispatchHandler(grpc.GenericRpcHandler):  # type: ignore[misc]
         async def serve(payload: bytes, context: Any) -> bytes:
             began = monotonic()
             try:
+                answer = route.handler(dispatcher.admit(route, payload, 0.0, began))
                 if route.is_async:
                     async with asyncio.timeout(deadline_s):
-                        reply = await dispatcher.answer_async(route, payload, 0.0, began)
-                else:
-                    reply = dispatcher.answer(route, payload, 0.0, began)
+                        answer = await answer
+                reply: bytes = answer.SerializeToString()
             except Exception as error:  # the outermost level of a call
                 return await abort(context, route, error, monotonic() - began)
             route.counts.count(Outcome.OK, monotonic() - began)
