@@ -10,7 +10,7 @@ from hongbao.adapters.lmdb import LmdbStore
 from hongbao.adapters.memory import MemoryStore
 from hongbao.cli import demo
 from hongbao.cli.rain import prepare_run, rain
-from hongbao.cli.run_claim import ID_NAME, claim_stores
+from hongbao.cli.run_claim import ID_NAME, claim_ledger, claim_stores
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import EtcdSettings, TikvSettings, UpSettings
 from hongbao.cli.stores import SharedState
@@ -147,3 +147,23 @@ async def test_a_start_asks_again_while_a_store_gives_no_definite_answer(
         assert logs.late == 0
         assert await logs.get(b"run") == (await facts.read("run")).value
         assert (await facts.read(f"campaigns/{campaign.campaign}/timeline")).value
+
+
+def test_nothing_is_minted_for_a_ledger_of_another_run(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    settings = UpSettings(
+        campaign=write_campaign(tmp_path / "c", Plot(seed=1, slots=1, packets_a_slot=40)),
+        run_dir=tmp_path / "mine",
+        ledger_url=url,
+    )
+    stranger, own = RunDir(tmp_path / "other"), RunDir(settings.run_dir)
+    for run in (stranger, own):
+        run.path.mkdir()
+    claim_ledger(stranger, url, "stormy").dispose()
+    with pytest.raises(Rejected, match="another database") as refused:
+        prepare_run(settings, lambda *_: None)
+    assert refused.value.field == "ledger_url"
+    assert list(own.path.iterdir()) == []
+    (own.path / ID_NAME).write_bytes((stranger.path / ID_NAME).read_bytes())  # it goes on
+    prepare_run(settings, lambda *_: None)
+    assert own.objects.is_dir()

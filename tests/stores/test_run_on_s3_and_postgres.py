@@ -183,5 +183,8 @@ def test_a_second_start_uploads_nothing_and_a_strangers_run_is_refused(
     prepare_run(settings, lambda what, done, whole: None)
     assert [path.stat().st_mtime_ns for path in stored] == before
     stranger = settings.model_copy(update={"run_dir": tmp_path / "run"})
+    with pytest.raises(Rejected, match="another database"):
+        prepare_run(stranger, lambda what, done, whole: None)
+    stranger = stranger.model_copy(update={"ledger_url": None})
     with pytest.raises(Rejected, match=r"lacks mint\.keys"):
         prepare_run(stranger, lambda what, done, whole: None)

@@ -17,10 +17,10 @@ from hongbao.cli.child_environ import objects_environ
 from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
-from hongbao.cli.run_claim import claim_ledger, claim_stores
+from hongbao.cli.run_claim import check_unclaimed, claim_ledger, claim_stores, known_id
 from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, check_sockets, plan_processes
 from hongbao.cli.settings import UpSettings
-from hongbao.cli.stores import SharedState, connect_stores
+from hongbao.cli.stores import SharedState, connect_stores, open_clusters
 from hongbao.cli.supervisor import Supervisor, role_command
 from hongbao.client.gateways import Gateway
 from hongbao.domain.campaign import Campaign
@@ -74,7 +74,15 @@ def prepare_run(settings: UpSettings, step: Step) -> tuple[RunDir, Campaign, Pre
     check_sockets(settings)
     run = RunDir(settings.run_dir)
     campaign = run_campaign(run, settings)
+    with contextlib.suppress(Transient):  # a store is away: it is asked again once all is minted
+        asyncio.run(_check_claims(run, settings, campaign.campaign))
     return run, campaign, prepare(run, settings, campaign, step)
+
+
+async def _check_claims(run: RunDir, settings: UpSettings, campaign: str) -> None:
+    """Raise Rejected where a store outside the folder holds another run than it."""
+    async with open_clusters(settings, campaign) as (log_store, coordination):
+        await check_unclaimed(settings, log_store, coordination, known_id(run))
 
 
 @contextlib.asynccontextmanager

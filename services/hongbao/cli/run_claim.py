@@ -57,24 +57,30 @@ def claim_ledger(run: RunDir, url: str, campaign: str) -> sa.Engine:
 
 
 async def check_unclaimed(
-    settings: UpSettings, log_store: LogStore | None, coordination: Coordination | None
+    settings: UpSettings,
+    log_store: LogStore | None,
+    coordination: Coordination | None,
+    own: bytes = b"",
 ) -> None:
-    """Raise Rejected where a shared store holds a run, whichever: one that begins anew fits none.
+    """Raise Rejected where a shared store holds another run than `own`; empty: one begins anew.
 
     None stands for a store that lies in the run's own folder. Writes nothing.
     """
-    if settings.ledger_url and await asyncio.to_thread(_find_run, settings.ledger_url):
-        raise Rejected(
-            f"{settings.ledger_url} holds a run already, and this would begin another: choose "
-            "another database",
-            field="ledger_url",
-        )
+    known = (own, None, b"")
+    if settings.ledger_url:
+        found_run = await asyncio.to_thread(_find_run, settings.ledger_url)
+        if found_run and found_run.encode() not in known:
+            raise Rejected(
+                f"{settings.ledger_url} holds a run already, and this would begin another: choose "
+                "another database",
+                field="ledger_url",
+            )
     claimed = [
         ("tikv", settings.tikv, log_store and await log_store.get(KEY.encode())),
         ("etcd", settings.etcd, coordination and (await coordination.read(KEY)).value),
     ]
     for field, store, found in claimed:
-        if store is not None and found:
+        if store is not None and found not in known:
             raise Rejected(
                 f"{field}: namespace {_name(store)} holds a run already, and this would begin "
                 f"another: choose another {field}.namespace",
@@ -90,12 +96,18 @@ def _find_run(url: str) -> str | None:
         engine.dispose()
 
 
+def known_id(run: RunDir) -> bytes:
+    """Return the run's id, empty before its first start."""
+    path = run.path / ID_NAME
+    return path.read_bytes() if path.exists() else b""
+
+
 def settle_id(run: RunDir) -> bytes:
     """Return the run's id, made at its first start and durable before anybody learns it."""
-    path = run.path / ID_NAME
-    if not path.exists():
-        publish_bytes(os.urandom(ID_BYTES).hex().encode(), run.path / f".{ID_NAME}", path)
-    return path.read_bytes()
+    if not known_id(run):
+        made = os.urandom(ID_BYTES).hex().encode()
+        publish_bytes(made, run.path / f".{ID_NAME}", run.path / ID_NAME)
+    return known_id(run)
 
 
 def _check(
