@@ -7,7 +7,7 @@ what changed and what vanished until then is handed on, and from there every cha
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,8 +25,11 @@ RETRY_S: Final = 0.05
 RETRY_S_MAX: Final = 1.0
 STEADY_S: Final = 5.0
 """A watch that lasted so long was a good one; shorter ones in a row are waited for longer."""
+STARVED_S_MAX: Final = 5.0
+"""A watch that was silent for so long is asked whether it is served, and has as long to answer."""
 FAILURES_TOLD: Final = 10
 """So many failures in a row, which take seconds, are a warning, and every so many more."""
+PROGRESS: Final = pb.WatchRequest(progress_request=pb.WatchProgressRequest())
 log = structlog.get_logger()
 
 
@@ -152,6 +155,8 @@ async def _revisions(
                 if response.compact_revision:
                     raise _Compacted(response.compact_revision)
                 raise _Broken(response.cancel_reason)
+            if not response.events:
+                continue  # it was created, or answers whether it is served
             pending += response.events
             whole, pending = _split(pending) if response.fragment else (pending, [])
             if whole:
@@ -168,12 +173,22 @@ def _split(events: list[Event]) -> tuple[list[Event], list[Event]]:
 
 
 async def _read(call: Any, member: Member) -> pb.WatchResponse:
-    """Return the next response; while there is none, ask the member whether it is there."""
-    reading = asyncio.ensure_future(call.read())
+    """Return the next response; while there is none, ask whether member and watch are there.
+
+    A member may answer calls and serve no watch: a silent one is asked for its progress.
+    """
+    reading, began_s, asked = asyncio.ensure_future(call.read()), _now_s(), False
     try:
         while not (await asyncio.wait({reading}, timeout=QUIET_S_MAX))[0]:
             if not await member.alive() and not reading.done():
                 raise _Broken("the member does not answer")
+            silent_s = _now_s() - began_s
+            if silent_s > STARVED_S_MAX and not asked:
+                asked = True
+                with suppress(asyncio.InvalidStateError):  # it has just ended: reading tells
+                    await call.write(PROGRESS)
+            elif silent_s > 2 * STARVED_S_MAX and not reading.done():
+                raise _Broken("the member answers, but not on this watch")
         response = reading.result()
     finally:
         reading.cancel()
