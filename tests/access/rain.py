@@ -6,7 +6,6 @@ Records carry (file, index) where the enciphered ticket would be, so a test sees
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -270,15 +269,6 @@ def new_service(clock: Clock, limits: AccessLimits = SMALL) -> ShakeService:
         CAMPAIGN, 1, 1,
         binding_key=BINDING_KEY, session_key=SESSION_KEY, limits=limits, wall_ms=clock.wall_ms,
     )  # fmt: skip
-
-
-async def until(fact: Callable[[], object], what: str) -> None:
-    """Wait until a fact holds, as long as a busy machine needs."""
-    for _ in range(4000):
-        if fact():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"never happened: {what}")
 
 
 async def win(

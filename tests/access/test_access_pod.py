@@ -30,10 +30,10 @@ from tests.access.rain import (
     mint_fake,
     placed,
     shake,
-    until,
     win,
 )
 from tests.access.test_sessions import GOOD, signed
+from tests.waiting import until
 
 SECOND_SLOT_MS = START_MS + SLOT_MS + GAP_MS
 
@@ -46,6 +46,13 @@ async def rain(tmp_path: Path) -> Rain:
 async def acked(rain: Rain, document: str, pod: int = 1) -> dict[str, object]:
     fact = await rain.store.read(f"acks/{document}/access-a-{pod}")
     return json.loads(fact.value) if fact.value else {}
+
+
+async def until_acked(rain: Rain, document: str, revision: int) -> None:
+    async def told() -> bool:
+        return (await acked(rain, document)).get("revision") == revision
+
+    await until(told, f"{document} of revision {revision} is acknowledged")
 
 
 async def test_a_pod_serves_the_open_slot_from_its_files_until_they_are_empty(rain: Rain) -> None:
@@ -203,11 +210,7 @@ async def test_another_scheme_for_a_later_slot_is_fetched_ahead_and_served(rain:
     await pod.start()
     assert {file // 100 for file, _ in await win(rain, pod, 1000)} == {1}
     revision = await rain.order("active", {"1": 1, "2": 2})
-    document = f"campaigns/{CAMPAIGN}/active"
-    for _ in range(200):
-        if (await acked(rain, document)).get("revision") == revision:
-            break
-        await asyncio.sleep(0.01)
+    await until_acked(rain, f"campaigns/{CAMPAIGN}/active", revision)
     assert {file for file in pod.shelf.files if file >= 200} == {202, 203}
     assert {file // 100 for file, _ in await win(rain, pod, 1000)} == {1}
     rain.clock.now_ms = SECOND_SLOT_MS
@@ -223,10 +226,7 @@ async def test_switches_act_and_are_acknowledged(rain: Rain) -> None:
     await pod.start()
     revision = await rain.switch("shake_pause", True)
     await until(lambda: shake(pod).outcome == pb.SLOW_DOWN, "the pause is obeyed")
-    for _ in range(200):
-        if await acked(rain, "switches/shake_pause"):
-            break
-        await asyncio.sleep(0.01)
+    await until_acked(rain, "switches/shake_pause", revision)
     assert await acked(rain, "switches/shake_pause") == {"revision": revision}
     await rain.switch("shake_pause", False)
     await until(lambda: shake(pod).outcome != pb.SLOW_DOWN, "the pause is over")
@@ -312,11 +312,11 @@ async def test_a_quota_is_obeyed_without_an_ack(rain: Rain) -> None:
     pod = rain.pod()
     await pod.start()
     await rain.quota(30)
-    await rain.order("assignment", {"files": {}})
     await until(lambda: pod.service._controls.quota_per_s == 30, "the quota is obeyed")
-    await asyncio.sleep(0.2)
+    revision = await rain.order("assignment", {"files": {}})
+    await until_acked(rain, f"campaigns/{CAMPAIGN}/assignment", revision)
     acked = {fact.key.split("/")[3] for fact in await rain.store.read_prefix("acks/campaigns/")}
-    assert "timeline" in acked
+    assert acked >= {"timeline", "assignment"}
     assert "quota" not in acked
     await pod.drain()
 

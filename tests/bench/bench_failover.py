@@ -21,8 +21,9 @@ from tests.bench.scale import Scale
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
-from tests.shards.worker import Worker, until
+from tests.shards.worker import Worker
 from tests.sim.toy import add
+from tests.waiting import until
 
 ROW = "lease_failover_s"
 KILLS, LEASE_TTL_S, TARGET_S = 20, 2.0, 3.0

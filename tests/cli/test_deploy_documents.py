@@ -18,6 +18,7 @@ from hongbao.domain.timeline import Timeline
 from hongbao.shards.ports import Versioned
 
 from tests.minted import tiny_plan
+from tests.waiting import LIMIT_S
 
 PODS = [AccessPod(1, "access-a-0", "a"), AccessPod(2, "access-b-0", "b")]
 PLAN = tiny_plan()
@@ -158,7 +159,7 @@ async def test_placement_is_kept_after_an_unforeseen_error() -> None:
     await deploy(store)
     await members(store, PODS[0])
     keeping = asyncio.create_task(keep_placement(store, PLAN.campaign, PODS, lambda: 0))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         async for fact in store.watch(f"{KEY}/assignment", after_revision=0):
             files = Assignment.from_json(fact.value).files.values()
             if {place.serving for place in files} == {1}:

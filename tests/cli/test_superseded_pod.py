@@ -5,6 +5,8 @@ import asyncio
 from hongbao.cli.role_access import EXIT_SUPERSEDED, leave_when_superseded
 from hongbao.domain.errors import Transient
 
+from tests.waiting import LIMIT_S
+
 
 class Pod:
     """Is a pod that writes down what is done to it."""
@@ -26,7 +28,7 @@ async def test_a_superseded_pod_drains_and_ends_its_process_with_a_failure() -> 
     await asyncio.sleep(0)
     assert pod.done == []
     pod.superseded = True
-    await asyncio.wait_for(leaving, 5)
+    await asyncio.wait_for(leaving, LIMIT_S)
     assert pod.done == ["drained", EXIT_SUPERSEDED]
     assert EXIT_SUPERSEDED != 0
 
@@ -34,5 +36,5 @@ async def test_a_superseded_pod_drains_and_ends_its_process_with_a_failure() -> 
 async def test_a_superseded_pod_that_cannot_drain_ends_all_the_same() -> None:
     pod = Pod(drains=False)
     pod.superseded = True
-    await asyncio.wait_for(leave_when_superseded(pod, pod.done.append), 5)
+    await asyncio.wait_for(leave_when_superseded(pod, pod.done.append), LIMIT_S)
     assert pod.done == ["drained", EXIT_SUPERSEDED]

@@ -4,13 +4,15 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.supervisor import Supervisor
 from hongbao.domain.errors import Transient
+
+from tests.waiting import until
 
 SPEC = ProcessSpec("sleeper-a-0", "sleeper", "a")
 
@@ -34,7 +36,7 @@ def sleepers(folder: Path, failures: list[Exception] | None = None) -> Superviso
     async def nothing(_spec: ProcessSpec) -> None:
         return None
 
-    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     return Supervisor(
         RunDir(folder),
         environ=environ,
@@ -43,12 +45,6 @@ def sleepers(folder: Path, failures: list[Exception] | None = None) -> Superviso
         monotonic_s=time.monotonic,
         command=lambda _run, _spec: sleep,
     )
-
-
-async def until(condition: Callable[[], bool], *, within_s: float = 5.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110  (polls a process table)
-            await asyncio.sleep(0.01)
 
 
 async def test_a_killed_process_is_started_again(supervisor: Supervisor) -> None:
@@ -106,7 +102,7 @@ async def test_a_process_ends_when_its_supervisor_is_killed() -> None:
     """Else orphans would hold ports, leases and the store's lock against the next start."""
     child = (
         "import os, time; from hongbao.cli.role import end_with_supervisor; "
-        "end_with_supervisor(); print(os.getpid(), flush=True); time.sleep(60)"
+        "end_with_supervisor(); print(os.getpid(), flush=True); time.sleep(600)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     supervisor = await asyncio.create_subprocess_exec(

@@ -13,6 +13,8 @@ import pytest
 from hongbao.adapters.lmdb_writer import EXIT_BROKEN, LmdbLimits, LmdbWriter
 from hongbao.domain.errors import Ambiguous, Transient
 
+from tests.waiting import LIMIT_S
+
 MAP_BYTES = 1 << 20
 
 
@@ -63,17 +65,17 @@ def put(key: bytes, size: int = 1) -> Any:
 
 async def ended(writer: LmdbWriter, broken: threading.Event) -> None:
     """Check that the process would end now, and that nobody waits for ever until it does."""
-    assert await asyncio.to_thread(broken.wait, 5)
+    assert await asyncio.to_thread(broken.wait, LIMIT_S)
     with pytest.raises(Transient):
-        await asyncio.wait_for(writer.write(put(b"later")), 5)
-    await asyncio.wait_for(writer.close(), 5)
+        await asyncio.wait_for(writer.write(put(b"later")), LIMIT_S)
+    await asyncio.wait_for(writer.close(), LIMIT_S)
 
 
 async def test_a_map_that_cannot_grow_any_more_ends_the_process(real: lmdb.Environment) -> None:
     """No memory for a larger map: LMDB has let go of the old one by then."""
     writer, broken = writer_over(real, set_mapsize=(0, lmdb.MemoryError("no memory")))
     with pytest.raises(Ambiguous):
-        await asyncio.wait_for(writer.write(put(b"key", 900_000)), 5)
+        await asyncio.wait_for(writer.write(put(b"key", 900_000)), LIMIT_S)
     await ended(writer, broken)
 
 
@@ -85,16 +87,16 @@ async def test_a_failed_commit_after_which_lmdb_gives_up_ends_the_process(
         real, commit=(0, lmdb.DiskError("EIO")), begin=(1, lmdb.PanicError("MDB_PANIC"))
     )
     with pytest.raises(Ambiguous):
-        await asyncio.wait_for(writer.write(put(b"key")), 5)
+        await asyncio.wait_for(writer.write(put(b"key")), LIMIT_S)
     await ended(writer, broken)
 
 
 async def test_a_failed_commit_that_lmdb_survives_does_not(real: lmdb.Environment) -> None:
     writer, broken = writer_over(real, commit=(0, lmdb.DiskError("EIO")))
     with pytest.raises(Ambiguous):
-        await asyncio.wait_for(writer.write(put(b"key")), 5)
+        await asyncio.wait_for(writer.write(put(b"key")), LIMIT_S)
     writer._environment.errors.clear()
-    assert await asyncio.wait_for(writer.write(put(b"key")), 5) is True
+    assert await asyncio.wait_for(writer.write(put(b"key")), LIMIT_S) is True
     assert not broken.is_set()
     await writer.close()
 
@@ -103,7 +105,7 @@ async def test_whatever_else_goes_wrong_is_answered_too(real: lmdb.Environment) 
     """A bug in one write must not leave a process that takes writes and never answers."""
     writer, broken = writer_over(real)
     calls = [writer.write(lambda txn: 1 // 0), *(writer.write(put(b"%d" % n)) for n in range(50))]
-    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), LIMIT_S)
     assert all(isinstance(outcome, Transient | bool) for outcome in outcomes)
     assert isinstance(outcomes[0], Ambiguous)
     await ended(writer, broken)

@@ -13,6 +13,7 @@ from hongbao.domain.errors import Rejected, Transient
 from hongbao.shards.ports import LogStore
 
 from tests.contracts.store_contracts import StoreProcess
+from tests.waiting import LIMIT_S
 
 MAP_BYTES = 1 << 20
 VALUE = bytes(100_000)
@@ -106,7 +107,7 @@ async def test_an_old_watch_still_sees_the_last_change_of_every_key(small: LmdbS
     for number in range(100):
         await small.put("busy", b"%d" % number)
     seen = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         async for event in small.watch("", after_revision=0):
             seen.append(event)
             if event.value == b"99":

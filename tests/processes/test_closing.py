@@ -7,7 +7,6 @@ acknowledged behind the refunds, quarantined and never paid.
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,7 @@ from tests.processes.claimer import PAUSED, PLANE, SHARD
 from tests.processes.nursery import Nursery
 from tests.processes.rainy import short_folder
 from tests.settle.claims import schemes_of, shard_claims
+from tests.waiting import until
 
 EPOCH = 2
 
@@ -53,7 +53,7 @@ async def pause_refund_and_go_on(folder: Path, night: Night, late: Claim) -> Non
     night.run.socket.symlink_to(server.socket)
     store = StoreClient(night.run.socket, night.run.store)
     engine = sql.open_engine(night.run.ledger_url(night.settings))
-    peers = GrpcPeers(call_s_max=20.0)
+    peers = GrpcPeers(call_s_max=120.0)
     leave = asyncio.Event()
     settling = asyncio.create_task(settlement_of(store, night, SqlLedger(engine)).run(leave))
     try:
@@ -63,7 +63,7 @@ async def pause_refund_and_go_on(folder: Path, night: Night, late: Claim) -> Non
             await nursery.wait("serves", 0)
             address = f"unix:{folder}/owner.{EPOCH}"
             opening = asyncio.create_task(peers.submit(address, PLANE, SHARD, [pack_claim(late)]))
-            await until(lambda: is_stopped(pid))
+            await until(lambda: is_stopped(pid), "the claimer stops before its append")
             run = ("--run", str(night.run.path))
             assert (await hongbao("fund", "pay-in", "--all", *run))[0] == 0
             refund = ("fund", "refund", "--grace-s", "0", *run)
@@ -101,11 +101,3 @@ def settlement_of(store: StoreClient, night: Night, ledger: SqlLedger) -> Settle
 
 def is_stopped(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if fact():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never happened")

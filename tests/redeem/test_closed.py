@@ -19,6 +19,7 @@ from hongbao.shards.replay import read_blocks
 from tests.minted import CAMPAIGN
 from tests.redeem.test_documents import StuckLog
 from tests.redeem.world import World
+from tests.waiting import LIMIT_S, until
 
 CLOSED = "campaigns/tiny/closed"
 DOCUMENT = Closed(at_ms=1, by="wang").to_json()
@@ -107,7 +108,7 @@ async def test_closing_waits_for_a_shard_that_somebody_holds(world: World) -> No
     await until_open(world, [1])
     assert not closing.done()
     await world.store.release(lease)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         await closing
     assert await open_logs(world.store, SHARDS) == []
 
@@ -122,11 +123,10 @@ async def forge_behind(world: World, shard: int) -> None:
 
 
 async def until_open(world: World, shards: list[int]) -> None:
-    for _ in range(500):
-        if await open_logs(world.store, SHARDS) == shards:
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(f"the open logs never were {shards}")
+    async def open_now() -> bool:
+        return await open_logs(world.store, SHARDS) == shards
+
+    await until(open_now, f"the open logs are {shards}")
 
 
 async def test_a_process_that_starts_in_a_closed_campaign_opens_nothing(world: World) -> None:

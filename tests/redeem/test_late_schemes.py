@@ -1,7 +1,6 @@
 """A scheme that is minted while redeem runs is learned; its opens wait, they are not refused."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hongbao.redeem.role import RedeemRole, RedeemSecrets
 
 from tests.minted import CAMPAIGN, MintedCampaign, tiny_campaign
 from tests.redeem.world import World, make_world
+from tests.waiting import until
 
 
 class Library:
@@ -31,15 +31,7 @@ class Library:
         return self.manifests
 
     async def loaded(self, times: int) -> None:
-        await until(lambda: self.loads >= times)
-
-
-async def until(true: Callable[[], bool]) -> None:
-    for _ in range(5000):
-        if true():
-            return
-        await asyncio.sleep(0.001)
-    raise AssertionError("not within 5 s")
+        await until(lambda: self.loads >= times, f"{times} loads")
 
 
 async def world_with(tmp_path: Path, library: Library) -> World:
@@ -80,7 +72,7 @@ async def activate_late(world: World, late: MintedCampaign) -> bytes:
     await world.acked(f"campaigns/{CAMPAIGN}/assignment", revision)
     await world.write("active", {"1": 2, "2": 1})
     facts, late_batches = world.role.facts, {batch.batch for batch in late.plan.batches}
-    await until(lambda: bool(1 in facts.unknown_slots or late_batches & facts.active_batches))
+    await until(lambda: 1 in facts.unknown_slots or late_batches & facts.active_batches)
     name = late.manifest.files[0].name
     data = (late.folder / name).read_bytes()
     return world.token(data[-RECORD_BYTES:])
@@ -96,7 +88,7 @@ async def test_a_scheme_minted_while_redeem_runs_is_learned_when_a_slot_plays_it
     assert library.loads == 0
     library.manifests.append(late.manifest)
     token = await activate_late(world, late)
-    await until(lambda: not world.role.facts.unknown_slots)
+    await until(lambda: not world.role.facts.unknown_slots, "the scheme is learned")
     assert (await world.open(token)).outcome == OPENED
     await asyncio.sleep(0.01)
     assert library.loads == 1
@@ -120,7 +112,7 @@ async def test_opens_of_an_unknown_scheme_wait_until_it_is_found(
         await world.open(token[:-1] + bytes([token[-1] ^ 1]))
     library.error = None
     library.manifests.append(late.manifest)
-    await until(lambda: not world.role.facts.unknown_slots)
+    await until(lambda: not world.role.facts.unknown_slots, "the scheme is learned")
     assert (await world.open(token)).outcome == OPENED
     await world.close()
 

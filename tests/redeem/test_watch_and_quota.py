@@ -19,6 +19,8 @@ from hongbao.redeem.watch import FactsWatch
 from hongbao.shards.ports import Versioned
 from hypothesis import given
 
+from tests.waiting import until
+
 CAMPAIGN = CampaignId("tiny")
 LIMITS = RedeemLimits(watch_retry_s=0.001)
 PAUSE = b'{"value": true, "by": "a", "why": "b", "set_at_ms": 0, "expires_at_ms": null}'
@@ -65,14 +67,6 @@ def watch_over(store: MemoryStore) -> tuple[Facts, FactsWatch]:
     return facts, watch
 
 
-async def until(facts: Facts, denied: int) -> None:
-    async with asyncio.timeout(5):
-        for _ in range(10_000):
-            if denied in facts.key_lists.deny:
-                return
-            await asyncio.sleep(0.001)
-
-
 @pytest.mark.parametrize("error", [Transient("connection lost"), ValueError("a bug")])
 async def test_every_change_arrives_over_a_watch_that_keeps_breaking(error: Exception) -> None:
     """F8: a watch never goes silent."""
@@ -82,7 +76,7 @@ async def test_every_change_arrives_over_a_watch_that_keeps_breaking(error: Exce
     follow = asyncio.create_task(watch.follow())
     for key_id in range(1, 20):
         await store.put("campaigns/tiny/keys", b'{"deny": [%d], "allow": null}' % key_id)
-        await until(facts, key_id)
+        await until(lambda key_id=key_id: key_id in facts.key_lists.deny, f"{key_id} is denied")
         assert facts.key_lists.deny == {key_id}
     follow.cancel()
 
@@ -103,13 +97,8 @@ async def test_the_last_known_good_holds_while_nobody_answers_and_is_caught_up_a
     await store.delete("switches/open_pause")
     assert facts.switches.value("open_pause", 0) is True
     store.failing = False
-    await until(facts, 2)
-    async with asyncio.timeout(5):
-        for _ in range(1000):
-            if not facts.switches.value("open_pause", 0):
-                break
-            await asyncio.sleep(0.001)
-    assert facts.switches.value("open_pause", 0) is False
+    await until(lambda: 2 in facts.key_lists.deny, "the keys are caught up")
+    await until(lambda: facts.switches.value("open_pause", 0) is False, "the switch is off")
     follow.cancel()
 
 

@@ -30,6 +30,7 @@ from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import read_blocks
 
 from tests.minted import CAMPAIGN, MintedCampaign, tiny_campaign
+from tests.waiting import LIMIT_S
 
 SLOT_MS = 60_000
 START_MS = 1_700_000_000_000  # slot 1 opens
@@ -147,7 +148,7 @@ class World:
 
     async def acked(self, document: str, revision: int) -> None:
         """Wait until the role says that a revision of a document is effective."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(LIMIT_S):
             async for fact in self.store.watch(f"acks/{document}/", after_revision=0):
                 if json.loads(fact.value)["revision"] >= revision:
                     return

@@ -36,6 +36,7 @@ from tests.settle.claims import (
     write_documents,
     write_log,
 )
+from tests.waiting import LIMIT_S, until
 
 FAST = SettleTiming(poll_s=0.005, retry_s=0.005)
 
@@ -74,7 +75,7 @@ class Stage:
         await self.settlement(shard).run(leave)
 
     def host(self, name: str, shards: range) -> ShardHost:
-        limits = HostLimits(lease_ttl_s=0.4, tick_s=0.02)
+        limits = HostLimits(lease_ttl_s=LIMIT_S, tick_s=0.02)  # nobody dies here
         member = Member(name, name, "", "settle")
         return ShardHost(self.store, member, "settle", shards, self.serve, time.monotonic, limits)
 
@@ -84,18 +85,13 @@ class Stage:
         return [Member.from_json(lease.value).process for lease in leases]
 
     async def until_held(self, **shards: int) -> None:
-        for _ in range(500):
-            if Counter(await self.holders()) == shards:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{await self.holders()} never came to {shards}")
+        async def held() -> bool:
+            return Counter(await self.holders()) == shards
+
+        await until(held, f"shards are held as {shards}")
 
     async def until_settled(self, transfers: int) -> None:
-        for _ in range(2500):
-            if len(self.ledger.transfers) >= transfers:
-                return
-            await asyncio.sleep(0.002)
-        raise AssertionError(f"{len(self.ledger.transfers)} of {transfers} were settled in 5 s")
+        await until(lambda: len(self.ledger.transfers) >= transfers, f"{transfers} are settled")
 
 
 @pytest.fixture
@@ -199,10 +195,14 @@ async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) ->
     leave = asyncio.Event()
     running = asyncio.create_task(stage.settlement().run(leave))
     await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
+
+    async def acked() -> bytes:
+        return (await stage.store.read("acks/switches/settle_pause/settle-a-0")).value
+
+    await until(acked, "the pause is acknowledged")
+    assert json.loads(await acked()) == {"revision": written.revision}
     await asyncio.sleep(0.05)
     assert stage.ledger.transfers == {}
-    ack = await stage.store.read("acks/switches/settle_pause/settle-a-0")
-    assert json.loads(ack.value) == {"revision": written.revision}
     await stage.store.delete(f"switches/{spec.name}")
     await stage.until_settled(8)
     leave.set()

@@ -7,6 +7,8 @@ from hongbao.domain.errors import Ambiguous
 from hongbao.shards.lease import MARGIN_SHARE, HeldLease
 from hongbao.shards.ports import Lease
 
+from tests.waiting import LIMIT_S
+
 TTL_S = 10.0
 
 
@@ -82,5 +84,5 @@ async def test_keep_ends_when_renewals_fail_for_too_long() -> None:
     held = await hold(store, ttl_s=0.2)
     assert held is not None
     store.answers = False
-    await asyncio.wait_for(held.keep(), 5)
+    await asyncio.wait_for(held.keep(), LIMIT_S)
     assert not held.valid()

@@ -23,16 +23,16 @@ from hongbao.shards.replay import read_blocks
 from hongbao.shards.router import Outcome, ShardRouter
 
 from tests.contracts.store_contracts import StoreProcess
-from tests.shards.worker import Worker, until
+from tests.shards.worker import Worker
 from tests.sim.dice import Dice
 from tests.sim.history import check_log
 from tests.sim.toy import ENTRY, TOTAL, add
+from tests.waiting import LIMIT_S, until
 
 SHARDS = 2
 LOG_BLOCKS_MAX = 1 << 20
 STRANGER = 1 << 40
 """A number that no client of the load adds."""
-WAKES_S_MAX = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ async def outcome_at(address: str, shard: int) -> Outcome:
 
     Asks once and waits as long as it takes: a second try might come when it owns the shard again.
     """
-    peers = GrpcPeers(call_s_max=WAKES_S_MAX)
+    peers = GrpcPeers(call_s_max=LIMIT_S)
     try:
         return (await peers.submit(address, "toy", shard, [add(STRANGER, 1)]))[0]
     except Fenced as error:

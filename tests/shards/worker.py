@@ -1,16 +1,12 @@
 """A process that serves toy shards (toy_process.py), seen from its parent."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-WAIT_S_MAX = 60.0
 
 
 class Worker:
@@ -40,11 +36,3 @@ class Worker:
         self.process.send_signal(signal.SIGCONT)
         self.process.kill()
         self.process.communicate()
-
-
-async def until(fact: Callable[[], bool]) -> None:
-    """Wait until a fact holds. How long that takes says nothing but how busy the machine is."""
-    give_up_s = time.monotonic() + WAIT_S_MAX
-    while not fact():
-        assert time.monotonic() < give_up_s, f"it did not happen within {WAIT_S_MAX} s"
-        await asyncio.sleep(0.02)
