@@ -18,13 +18,15 @@ class FaultyStore:
         self.reads_fail = 0
         self.go = asyncio.Event()
         """Opens what is `held`."""
+        self.holds = 0
+        """Calls that were held so far: a test waits for them, not for a time."""
         self._late: list[tuple[bytes, bytes]] = []
 
     async def create(self, key: bytes, value: bytes) -> bool:
         self.create_count += 1
         fault = self.creates.pop(0) if self.creates else "none"
         if fault == "held":
-            await self.go.wait()
+            await self._hold()
         if fault == "refused":
             raise Transient("refused")
         if fault == "late":
@@ -43,13 +45,17 @@ class FaultyStore:
     async def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
         fault = self.puts.pop(0) if self.puts else "none"
         if fault == "held":
-            await self.go.wait()
+            await self._hold()
         if fault == "refused":
             raise Transient("refused")
         if fault == "partly":
             await self.inner.put_many(items[: len(items) // 2])
             raise Ambiguous("nobody knows")
         await self.inner.put_many(items)
+
+    async def _hold(self) -> None:
+        self.holds += 1
+        await self.go.wait()
 
     async def get(self, key: bytes) -> bytes | None:
         if self.reads_fail:

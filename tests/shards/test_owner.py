@@ -14,6 +14,7 @@ from hongbao.shards.replay import read_blocks
 
 from tests.shards.faulty_store import FaultyStore, JointFaultyStore
 from tests.sim.toy import ENTRY, READ, REFUSED, TOTAL, ToyMachine, add, derived_key
+from tests.waiting import LIMIT_S, until
 
 SHARD = ShardKey("toy", 1)
 
@@ -57,7 +58,7 @@ async def test_a_result_is_in_the_log_before_it_is_returned(store: FaultyStore) 
     owner = await take_over(store)
     store.creates = ["held"]
     waiting = asyncio.create_task(owner.submit(add(1, 5)))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     assert not waiting.done()
     store.go.set()
     assert TOTAL.unpack(await waiting) == (5,)
@@ -69,6 +70,7 @@ async def test_an_answer_waits_for_what_it_has_seen(store: FaultyStore) -> None:
     owner = await take_over(store)
     store.creates = ["held"]
     waiting = [asyncio.create_task(owner.submit(op)) for op in (add(1, 5), READ, REFUSED)]
+    await until(lambda: store.holds, "the append is under way")
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in waiting)
     store.go.set()
@@ -81,7 +83,7 @@ async def test_operations_that_wait_share_one_block(store: FaultyStore) -> None:
     owner = await take_over(store)
     store.creates = ["held"]
     waiting = [asyncio.create_task(owner.submit(add(number, 1))) for number in range(100)]
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     store.go.set()
     await asyncio.gather(*waiting)
     assert owner.appended_blocks == 2  # the epoch block and one of 100
@@ -106,25 +108,24 @@ async def test_a_block_is_bounded(
 async def test_busy_shards_gather_for_a_bounded_time_and_a_lone_operation_never_waits(
     store: FaultyStore,
 ) -> None:
-    owner = await take_over(store, gather_s=0.2)
-    loop = asyncio.get_running_loop()
+    lone = await take_over(store, gather_s=1e6)
     for number in (1, 2):
-        began_s = loop.time()
-        await owner.submit(add(number, 1))
-        assert loop.time() - began_s < 0.1
+        await asyncio.wait_for(lone.submit(add(number, 1)), LIMIT_S)
+    owner = await take_over(store, epoch=2, gather_s=0.2)
+    loop = asyncio.get_running_loop()
     await asyncio.gather(*(owner.submit(add(number, 1)) for number in (3, 4)))
     waiting = [asyncio.create_task(owner.submit(add(number, 1))) for number in (5, 6)]
     await asyncio.sleep(0.2 - loop.time() % 0.2 - 0.05)
     waiting.append(asyncio.create_task(owner.submit(add(7, 1))))
-    await asyncio.wait_for(asyncio.gather(*waiting), 1)
-    assert owner.appended_blocks <= 6  # the epoch block, 1, 2, 3 and 4, the rest in one or two
+    await asyncio.wait_for(asyncio.gather(*waiting), LIMIT_S)
+    assert owner.appended_blocks <= 4  # the epoch block, 3 and 4, the rest in one or two
 
 
 async def test_a_full_queue_sheds_before_any_work(store: FaultyStore) -> None:
     owner = await take_over(store, queue_operations_max=10)
     store.creates = ["held"]
     first = asyncio.create_task(owner.submit(add(100, 1)))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     waiting = [asyncio.create_task(owner.submit(add(number, 1))) for number in range(10)]
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
@@ -150,6 +151,7 @@ async def test_the_same_operation_again_gets_the_same_result(store: FaultyStore)
 async def test_a_lookup_whose_read_fails_is_transient(store: FaultyStore) -> None:
     owner = await take_over(store)
     await owner.submit(add(1, 5))
+    await until(lambda: store.get(SHARD.applied(1)), "the block is derived")
     await asyncio.sleep(0.01)
     store.reads_fail = 1
     with pytest.raises(Transient):
@@ -217,7 +219,7 @@ async def test_a_block_in_flight_when_the_successor_comes_is_kept_or_refused(
     old = await take_over(store, epoch=1)
     store.creates = ["held"]
     in_flight = asyncio.create_task(old.submit(add(1, 5)))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     new = await take_over(store, epoch=2)
     store.go.set()
     with pytest.raises(Fenced):
@@ -232,7 +234,7 @@ async def test_a_successor_replays_what_landed_before_its_epoch_block(
     old = await take_over(store, epoch=1)
     store.creates = ["held"]
     taking = asyncio.create_task(take_over(store, epoch=2))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     assert await submit_total(old, add(1, 5)) == 5
     store.go.set()
     new = await taking
@@ -262,7 +264,7 @@ async def test_a_stop_leaves_what_is_in_flight_ambiguous_and_what_waits_undone(
     owner = await take_over(store)
     store.creates = ["held"]
     in_flight = asyncio.create_task(owner.submit(add(1, 5)))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     waiting = asyncio.create_task(owner.submit(add(2, 5)))
     await asyncio.sleep(0)
     await owner.stop(Fenced("told to"))
@@ -288,6 +290,7 @@ async def test_an_owner_waits_when_derived_keys_fall_behind(store: FaultyStore) 
     owner = await take_over(store, derived_blocks_max=3, block_operations_max=1)
     store.puts = ["held"]
     waiting = [asyncio.create_task(owner.submit(add(number, 1))) for number in range(10)]
+    await until(lambda: sum(task.done() for task in waiting) == 3, "three blocks are written")
     await asyncio.sleep(0.02)
     assert sum(task.done() for task in waiting) == 3
     store.go.set()
@@ -329,10 +332,14 @@ async def test_replay_starts_at_the_checkpoint(store: FaultyStore) -> None:
             self.applied += 1
             super().apply(entry, position)
 
+    async def checkpointed() -> bool:
+        head = await store.get(SHARD.checkpoint())
+        return head is not None and int.from_bytes(head[:8], "big") == 19
+
     owner = await take_over(store, checkpoint_blocks=10)
     for number in range(24):
         await owner.submit(add(number, 1))
-    await asyncio.sleep(0.01)
+    await until(checkpointed, "blocks 0 to 19 are in a checkpoint")
     await owner.stop(Fenced("killed"))
     machine = Counting()
     new = await take_over(store, epoch=2, machine=machine)
@@ -379,7 +386,7 @@ async def test_an_operation_whose_caller_has_gone_is_not_done(store: FaultyStore
     owner = await take_over(store)
     store.creates = ["held"]
     first = asyncio.create_task(owner.submit(add(1, 1)))
-    await asyncio.sleep(0.01)
+    await until(lambda: store.holds, "the append is under way")
     second = asyncio.create_task(owner.submit(add(2, 1)))
     await asyncio.sleep(0)
     second.cancel()
@@ -421,7 +428,7 @@ async def test_blocks_do_not_wait_for_a_checkpoint(store: FaultyStore) -> None:
 
     store.inner.put_many = hold_checkpoints  # type: ignore[method-assign]
     for number in range(20):
-        await asyncio.wait_for(owner.submit(add(number, 1)), 1)
+        await asyncio.wait_for(owner.submit(add(number, 1)), LIMIT_S)
     assert await store.get(SHARD.checkpoint()) is None
     held.set()
     await owner.drain()
