@@ -18,10 +18,15 @@ from hongbao.shards.tenure import Owners
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.sim.loop import VirtualLoop
 from tests.sim.toy import READ, REFUSED, TOTAL, ToyMachine, add
+from tests.waiting import LIMIT_S, until
 
 SHARDS = range(4)
-LIMITS = HostLimits(lease_ttl_s=0.9, tick_s=0.05)  # a busy machine stalls for a third of it
+LIMITS = HostLimits(lease_ttl_s=LIMIT_S, tick_s=0.05)
+"""No lease runs out here because the machine stood still."""
+MORTAL = HostLimits(lease_ttl_s=0.9, tick_s=0.05)
+"""For hosts whose leases shall run out, or whose time is virtual."""
 
 
 @given(st.sets(st.integers(0, 9), min_size=1), st.integers(0, 40), st.data())
@@ -56,8 +61,9 @@ def test_nothing_is_taken_from_a_holder_that_may_still_live() -> None:
 class Cluster:
     """Runs hosts of one role over one memory store, and is their network."""
 
-    def __init__(self, store: MemoryStore | None = None) -> None:
-        self.store = store or MemoryStore()
+    def __init__(self) -> None:
+        self.store = MemoryStore()
+        self.limits = LIMITS
         self.hosts: dict[str, ShardHost] = {}
         self.owners: dict[str, Owners] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -69,7 +75,9 @@ class Cluster:
     def start(self, name: str) -> ShardHost:
         owners = Owners(self.store, "toy", lambda shard: ToyMachine(), lambda: os.urandom(16))
         member = Member(name, "zone-a", name, "toy")
-        host = ShardHost(self.store, member, "toy", SHARDS, owners.serve, time.monotonic, LIMITS)
+        host = ShardHost(
+            self.store, member, "toy", SHARDS, owners.serve, time.monotonic, self.limits
+        )
         self.owners[name] = owners
         self.hosts[name] = host
         self.tasks[name] = asyncio.create_task(host.run())
@@ -114,14 +122,6 @@ async def cluster() -> AsyncIterator[Cluster]:
         await cluster.stop(name)
 
 
-async def until(fact: Callable[[], bool]) -> None:
-    for _ in range(1500):
-        if fact():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it never happened")
-
-
 async def test_hosts_share_the_shards_and_survive_one_another(cluster: Cluster) -> None:
     cluster.start("a")
     await until(lambda: cluster.owned() == {"a": 4})
@@ -138,6 +138,7 @@ async def test_a_host_outlives_a_member_document_that_it_cannot_read(cluster: Cl
 
 
 async def test_a_dead_hosts_shards_move_when_its_leases_run_out(cluster: Cluster) -> None:
+    cluster.limits = MORTAL
     cluster.start("a")
     cluster.start("b")
     await until(lambda: cluster.owned() == {"a": 2, "b": 2})
@@ -228,7 +229,7 @@ async def test_a_call_to_a_paused_owner_goes_to_the_next_one_as_soon_as_there_is
     await until(lambda: len(cluster.calls) >= 2)  # two calls at the peer, the rest waits
     await cluster.stop("a")
     cluster.start("b")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         totals = await asyncio.gather(*calls)
     assert sorted(TOTAL.unpack(total)[0] for total in totals) == list(range(1, 2001))
     following.cancel()
@@ -239,7 +240,7 @@ async def test_a_bug_in_a_call_leaves_nobody_waiting(cluster: Cluster) -> None:
     await until(lambda: cluster.owned() == {"a": 4})
     cluster.error = ValueError("a reply that nobody foresaw")
     router = ShardRouter(cluster.store, lambda plane, shard: None, cluster, owner_wait_s=0.0)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LIMIT_S):
         with pytest.raises(Ambiguous):
             await router.submit("toy", 1, add(1, 1))
 
@@ -270,17 +271,26 @@ class SlowStore(MemoryStore):
     """Takes longer for a question than a lease lives, and a good part of that for a renewal."""
 
     async def read_prefix(self, prefix: str) -> list[Versioned]:
-        await asyncio.sleep(1.5 * LIMITS.lease_ttl_s)
+        await asyncio.sleep(1.5 * MORTAL.lease_ttl_s)
         return await super().read_prefix(prefix)
 
     async def renew(self, lease: Lease) -> bool:
-        await asyncio.sleep(0.1 * LIMITS.lease_ttl_s)
+        await asyncio.sleep(0.1 * MORTAL.lease_ttl_s)
         return await super().renew(lease)
 
 
-async def test_a_slow_store_costs_a_host_neither_a_shard_nor_its_membership() -> None:
-    """As found: one loop renewed all leases, one after the other, between its questions."""
-    store = SlowStore()
+def test_a_slow_store_costs_a_host_neither_a_shard_nor_its_membership() -> None:
+    """As found: one loop renewed all leases, one after the other, between its questions.
+
+    In virtual time: a machine that stands still for a lease's time would cost a shard, too.
+    """
+    loop = VirtualLoop()
+    loop.run_until_complete(keep_shards_over_a_slow_store(loop.time))
+    loop.close()
+
+
+async def keep_shards_over_a_slow_store(monotonic_s: Callable[[], float]) -> None:
+    store = SlowStore(monotonic_s=monotonic_s)
     stays: list[int] = []
 
     async def serve(shard: int, held: HeldLease, leave: asyncio.Event) -> None:
@@ -288,12 +298,12 @@ async def test_a_slow_store_costs_a_host_neither_a_shard_nor_its_membership() ->
         await leave.wait()
 
     member = Member("a", "zone-a", "a", "toy")
-    host = ShardHost(store, member, "toy", range(12), serve, time.monotonic, LIMITS)
+    host = ShardHost(store, member, "toy", range(12), serve, monotonic_s, MORTAL)
     running = asyncio.create_task(host.run())
     await until(lambda: len(stays) == 12)
     before = await MemoryStore.read_prefix(store, "lease/")
     for _ in range(20):
-        await asyncio.sleep(0.25 * LIMITS.lease_ttl_s)
+        await asyncio.sleep(0.25 * MORTAL.lease_ttl_s)
         assert await MemoryStore.read_prefix(store, "lease/") == before
     assert len(stays) == 12
     await host.stop()
