@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.stalls import Stalls
+
 SEED_VARIABLE = "HONGBAO_SEED"
 SEED = 20160207  # the evening that the checklist comes from
 
@@ -14,6 +16,13 @@ SEED = 20160207  # the evening that the checklist comes from
 def seed() -> int:
     """Give the seed that all stories draw from."""
     return int(os.environ.get(SEED_VARIABLE, SEED))
+
+
+@pytest.fixture(scope="session")
+def stalls() -> Iterator[Stalls]:
+    """Give the record of when this process, and so the machine, stood still."""
+    with Stalls() as recorded:
+        yield recorded
 
 
 @pytest.hookimpl(wrapper=True)

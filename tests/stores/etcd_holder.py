@@ -1,6 +1,6 @@
 """Is a process that holds a lease on etcd and tells, line by line, how that goes (F9).
 
-usage: python -m tests.stores.etcd_holder NAMESPACE ENDPOINT…
+usage: python -m tests.stores.etcd_holder NAMESPACE TTL_S ENDPOINT…
 Lines: `held EPOCH WALL_S` each time it relied on the lease and wrote, with what its wall clock
 showed; `lost EPOCH`; `failed ERROR`.
 """
@@ -15,16 +15,14 @@ from hongbao.adapters.etcd_members import EtcdSettings
 from hongbao.domain.errors import HongbaoError
 from hongbao.shards.lease import HeldLease
 
-TTL_S = 6.0
-"""Of which 4.8 s are relied on: a busy machine may keep a renewal waiting for seconds."""
 STEP_S = 0.1
 
 
-async def main(namespace: str, *endpoints: str) -> None:
+async def main(namespace: str, ttl_s: str, *endpoints: str) -> None:
     store = EtcdCoordination(EtcdSettings(endpoints, namespace))
     while True:
         held = await HeldLease.acquire(
-            store, "clock", "holder", ttl_s=TTL_S, value=b"{}", monotonic_s=time.monotonic
+            store, "clock", "holder", ttl_s=float(ttl_s), value=b"{}", monotonic_s=time.monotonic
         )
         if held is not None:
             await hold(store, held)

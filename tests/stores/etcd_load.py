@@ -17,14 +17,15 @@ from hongbao.shards.ports import Versioned
 
 from tests.sim.dice import Dice
 from tests.stores.etcd_history import History, Tenure
+from tests.waiting import LIMIT_S, until
 
 COUNTER = "counter"
 PREFIX = "switches/"
 LEASE = "claims/1"
 LEASE_TTL_S = 2.0
 END = f"{PREFIX}end"
-SETTLED_S_MAX = 60.0
 KEYS = 6
+OPERATIONS_MIN = 50
 
 
 class Load:
@@ -59,10 +60,22 @@ class Load:
             for first in (1, 2)
         ]
 
+    async def until_judgeable(self) -> None:
+        """Wait until there is enough history to judge, however slow the machine is."""
+        history = self.history
+        await until(
+            lambda: (
+                len(history.counted) > OPERATIONS_MIN
+                and len(history.written) > OPERATIONS_MIN
+                and history.tenures
+            ),
+            f"more than {OPERATIONS_MIN} counts and writes, and a lease that was held",
+        )
+
     async def finish(self) -> tuple[int, list[Versioned]]:
         """End the writers, then the watchers; return the counter and what is there at the end."""
         self._writing = False
-        async with asyncio.timeout(SETTLED_S_MAX):
+        async with asyncio.timeout(LIMIT_S):
             await asyncio.gather(*self._running)
             store = self.counters[0]
             while True:

@@ -17,9 +17,9 @@ from hongbao.shards.ports import Coordination, LogStore
 from hongbao.shards.reader import LogReader
 
 from tests.sim.history import Violation, check_log
+from tests.waiting import LIMIT_S
 
 POLL_S = 0.02
-TELL_S_MAX = 10.0
 END = "end"  # a name beside the shards' leases: who is told of it was told of all before
 
 
@@ -76,7 +76,7 @@ class Recorder:
         try:
             yield
             await self._coordination.put(self._prefix + END, END.encode())
-            await asyncio.wait_for(leases, TELL_S_MAX)
+            await asyncio.wait_for(leases, LIMIT_S)
             for reader in readers:
                 if reader.done():
                     reader.result()  # its error

@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 
 import grpc
 
-ANSWER_S_MAX = 5.0
+from tests.waiting import LIMIT_S
+
 Raw = Callable[[bytes, "grpc.aio.ServicerContext[bytes, bytes]"], Awaitable[bytes]]
 
 
@@ -47,7 +48,7 @@ class Retold(grpc.GenericRpcHandler):
             reply = b""
             if done:
                 try:
-                    reply = await onward(request, timeout=ANSWER_S_MAX)
+                    reply = await onward(request, timeout=LIMIT_S)
                 except grpc.aio.AioRpcError as error:
                     await context.abort(error.code(), error.details() or "")
             if code is not grpc.StatusCode.OK:

@@ -19,6 +19,7 @@ from tests.processes import checkers
 from tests.processes.rainy import Evening, Plot, Stage, play_evening
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import OUR_KEYS, TikvCluster
+from tests.stalls import Stalls
 from tests.stores.history import Recorded, Recorder, check_history
 
 DOWN_S = 2.0
@@ -148,10 +149,11 @@ def test_one_writer_a_position_rising_epochs_and_readers_that_see_a_prefix(
     assert all(story.recorded.reads.values())
 
 
-def measure_back(evening: Evening, story: Story) -> dict[str, tuple[float, float]]:
+def measure_back(evening: Evening, story: Story, stalls: Stalls) -> dict[str, tuple[float, float]]:
     """Return for how long opens were not acknowledged after each fault, and what was watched.
 
-    The worst shard of claims counts; one that did not come back was silent all that time.
+    The worst shard of claims counts; one that did not come back was silent all that time. A time in
+    which the machine stood still is no silence.
     """
     measured = {}
     for name, at_ms in story.broke_at_ms.items():
@@ -159,7 +161,9 @@ def measure_back(evening: Evening, story: Story) -> dict[str, tuple[float, float
         manifests = evening.prepared.manifests
         silence_s = find_silence_s(evening.acknowledged, manifests, at_ms, until_ms)
         assert silence_s is not None, f"{name}: nobody was opening anything"
-        measured[name] = silence_s, min(WATCHED_MS, until_ms - at_ms) / 1000
+        watched_ms = min(WATCHED_MS, until_ms - at_ms)
+        stalled_s = stalls.within_ms(at_ms, at_ms + watched_ms) / 1000
+        measured[name] = silence_s - stalled_s, watched_ms / 1000 - stalled_s
     print(f"service back after, s, of what was watched: {measured}")
     return measured
 

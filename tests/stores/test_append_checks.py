@@ -1,6 +1,5 @@
 """Each rule over appends fails on a history that breaks it, and on no good one (F10)."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from hongbao.shards.block import Block, BlockKind, ShardKey, encode_block
 
 from tests.sim.dice import Dice
 from tests.sim.toy import derived_key
+from tests.stalls import Stalls
 from tests.stores.appends import (
     PLANE,
     Answer,
@@ -19,6 +19,7 @@ from tests.stores.appends import (
     check_resumed,
     resumed_s,
 )
+from tests.waiting import until
 
 SHARD = 7
 KEY = ShardKey(PLANE, SHARD)
@@ -32,7 +33,7 @@ async def good_history(seed: int) -> tuple[Pairs, Appends]:
     store = MemoryStore()
     writers = Writers({SHARD: store}, Dice(seed))
     await writers.start()
-    await asyncio.sleep(0.2)
+    await until(lambda: len(writers.appends.answers) >= 10, "some appends are answered")
     await writers.finish()
     return dict(await store.scan(b"", PAST_END, 1 << 20)), writers.appends
 
@@ -120,3 +121,14 @@ def test_a_shard_that_does_not_go_on_in_time_is_caught() -> None:
     assert check_resumed(appends, {"kill": 10.0}, within_s=3.0) == []
     assert len(check_resumed(appends, {"kill": 10.0}, within_s=2.0)) == 1
     assert len(check_resumed(appends, {"kill": 12.0}, within_s=99.0)) == 1
+
+
+def test_the_time_in_which_the_machine_stood_still_does_not_count() -> None:
+    appends = Appends([Answer(SHARD, 1, 1, asked_s=11.0, answered_s=18.0)], {SHARD: []})
+    stalls = Stalls()
+    stalls.note(9.0, 13.0)  # three of these seconds lie behind the fault
+    stalls.note(14.0, 14.2)  # too short: the machine was busy
+    stalls.note(17.5, 30.0)
+    for within_s, violations in ((4.4, 1), (4.6, 0)):
+        found = check_resumed(appends, {"kill": 10.0}, within_s, stalls.within_s)
+        assert len(found) == violations

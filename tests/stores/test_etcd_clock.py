@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,17 @@ from hongbao.adapters.clock import SystemClock
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.sim.dice import Dice
-from tests.stores.etcd_holder import TTL_S
+from tests.stalls import Stalls
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 SHIM = ROOT / "tests" / "processes" / "preload.c"
 HOUR_S = 3600
-STARTS_S_MAX = 60.0
-WALL_SLACK_S = 120.0
+TTLS_S = (6.0, 18.0)
+"""80 % of them are relied on: a busy machine may keep a renewal waiting for seconds. One that stood
+still meanwhile tells nothing: then once more, with a longer lease."""
+STOOD_STILL_S = 1.0
+WALL_SLACK_S = 300.0
 """The test is over by then; any two of the jumps lie further apart."""
 
 
@@ -68,34 +73,48 @@ def cluster(tmp_path: Path) -> Iterator[EtcdCluster]:
         yield made
 
 
-def draw_jumps(dice: Dice) -> list[Jump]:
+def draw_jumps(dice: Dice, ttl_s: float) -> list[Jump]:
     """Draw a jump forth and one back, in either order, and one to somewhere between."""
     sign = dice.choose((1, -1))
     far = [int(HOUR_S * dice.between(0.5, 1.5)) for _ in range(2)]
     near = dice.choose((1, -1)) * int(HOUR_S * dice.between(0.1, 0.4))
     offsets = (sign * far[0], -sign * far[1], near)
     # Each stays longer than a lease lives without renewals, and ends anywhere between two of them.
-    return [Jump(offset_s, dice.between(1.3, 1.7) * TTL_S) for offset_s in offsets]
+    return [Jump(offset_s, dice.between(1.3, 1.7) * ttl_s) for offset_s in offsets]
 
 
 async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_about_an_hour(
-    cluster: EtcdCluster, shim: Path, tmp_path: Path, seed: int
+    cluster: EtcdCluster, shim: Path, tmp_path: Path, seed: int, stalls: Stalls
 ) -> None:
-    jumps = draw_jumps(Dice(seed))
-    print(f"drawn from seed {seed}: {jumps}")
-    faults = tmp_path / "faults"
-    faults.mkdir()
+    for ttl_s in TTLS_S:
+        jumps = draw_jumps(Dice(seed), ttl_s)
+        print(f"drawn from seed {seed}: {jumps}")
+        began_s = time.monotonic()
+        faults = tmp_path / f"faults-{ttl_s}"
+        faults.mkdir()
+        told = await hold_while_clocks_jump(cluster, shim, faults, ttl_s, jumps)
+        if len(told) == 1:
+            return
+        stood_still = stalls.within_s(began_s, time.monotonic()) > STOOD_STILL_S
+        assert stood_still, f"the lease was lost, or a write failed: {told}"
+    raise AssertionError("the machine stood still each time")
+
+
+async def hold_while_clocks_jump(
+    cluster: EtcdCluster, shim: Path, faults: Path, ttl_s: float, jumps: list[Jump]
+) -> set[str]:
+    """Let another process hold a lease; return what it told and with which epochs."""
     began_s = SystemClock().wall_ms() // 1000
     holder = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.stores.etcd_holder"),
-        *(f"{secrets.token_hex(6)}/", *cluster.endpoints),
+        *(f"{secrets.token_hex(6)}/", f"{ttl_s}", *cluster.endpoints),
         cwd=ROOT,
         env={**os.environ, "LD_PRELOAD": str(shim), "HONGBAO_FAULTS": str(faults)},
         stdout=asyncio.subprocess.PIPE,
     )
     assert holder.stdout is not None
     try:
-        first = await asyncio.wait_for(holder.stdout.readline(), STARTS_S_MAX)
+        first = await asyncio.wait_for(holder.stdout.readline(), LIMIT_S)
         assert first.startswith(b"held ")
         for jump in jumps:
             new = faults / "new"
@@ -107,9 +126,9 @@ async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_about_an_hour
     lines = (await holder.stdout.read()).decode().splitlines()
     await holder.wait()
     assert len(lines) > 40
-    assert {line.split()[0] for line in lines} == {"held"}
-    assert len({line.split()[1] for line in lines}) == 1, "the epoch changed"
-    check_jumped([int(line.split()[2]) - began_s for line in lines], jumps)
+    held = [line.split() for line in lines if line.startswith("held ")]
+    check_jumped([int(wall_s) - began_s for _, _, wall_s in held], jumps)
+    return {" ".join(line.split()[:2]) for line in lines}
 
 
 def check_jumped(shown_s: list[int], jumps: list[Jump]) -> None:

@@ -5,12 +5,14 @@ Seeded: HONGBAO_SEED repeats a run.
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
 from hongbao.adapters.etcd import EtcdCoordination
+from hongbao.adapters.etcd_members import ATTEMPT_S_MAX, CALL_S_MAX
 from hongbao.domain.errors import Ambiguous, Transient
 from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import Versioned
@@ -22,12 +24,14 @@ from tests.sim.dice import Dice
 from tests.stores import etcd_history
 from tests.stores.etcd_load import Load, connected
 from tests.stores.relay import Relay
+from tests.waiting import until
 
 BACK_S_MAX = 25.0
 """From the loss of a member to the next answer. An idle machine needs 1–3 s, for an election of one
 or two rounds (each test prints its own figure); a busy one is only asked to come back at all."""
 CUT_S = 2.0
 SHARD = ShardKey("streams", 1)
+TURNS_MAX = 3
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +63,7 @@ async def loaded(cluster: EtcdCluster, dice: Dice) -> AsyncIterator[Load]:
         yield load
         await asyncio.to_thread(cluster.wait_until_serving)
         await asyncio.sleep(2.0)
+        await load.until_judgeable()
         check(load, *await load.finish())
     finally:
         await load.close()
@@ -72,9 +77,6 @@ def check(load: Load, final: int, there: list[Versioned]) -> None:
         f"{len(history.counted)} counted, {history.unknown} unknown, "
         f"{len(history.written)} written, {len(history.tenures)} tenures, gap {gap_s:.2f} s"
     )
-    assert len(history.counted) > 50
-    assert len(history.written) > 50
-    assert history.tenures
     etcd_history.check_counter(final, history.counted, history.unknown)
     etcd_history.check_tenures(history.tenures)
     assert len(history.seen) >= 3
@@ -159,6 +161,7 @@ async def test_history_is_compacted_while_a_watcher_is_cut_off(
             for relay in relays:
                 relay.heal()
         await asyncio.sleep(1.0)
+        await load.until_judgeable()
         check(load, *await load.finish())
         cut_off, *others = load.history.seen.values()
         assert len(cut_off) < min(len(seen) for seen in others)
@@ -175,11 +178,7 @@ class Takers:
     async def take_more(self, count: int) -> None:
         """Return when so many more were taken by whoever still can."""
         wanted = len(self.taken) + count
-        async with asyncio.timeout(BACK_S_MAX):
-            while True:
-                if len(self.taken) >= wanted:
-                    return
-                await asyncio.sleep(0.02)
+        await until(lambda: len(self.taken) >= wanted, f"{count} more ranges are taken")
 
     async def stop(self) -> None:
         self._going = False
@@ -258,14 +257,24 @@ async def test_a_write_that_someone_else_has_overtaken_is_still_known(
             connected(replace(settings, endpoints=(relay.endpoint,)))
         )
         other = await stack.enter_async_context(connected(settings))
-        first = await store.put("a", b"same")
-        relay.lose_replies()
-        writing = asyncio.create_task(store.compare_and_put("a", b"same", revision=first.revision))
-        await take_one(other, "a", after=first.revision)
-        # All at once: one after the other might take longer than a write is tried.
-        await asyncio.gather(*(other.put("a", b"same") for _ in range(50)))
-        relay.heal()
-        assert await writing == Versioned("a", b"same", first.revision + 1)
+        for turn in range(TURNS_MAX):
+            key = f"a{turn}"
+            first = await store.put(key, b"same")
+            began_s = time.monotonic()
+            relay.lose_replies()
+            writing = asyncio.create_task(
+                store.compare_and_put(key, b"same", revision=first.revision)
+            )
+            await take_one(other, key, after=first.revision)
+            # All at once: one after the other might take longer than a write is tried.
+            await asyncio.gather(*(other.put(key, b"same") for _ in range(50)))
+            relay.heal()
+            try:
+                assert await writing == Versioned(key, b"same", first.revision + 1)
+                return
+            except Ambiguous:  # the replies were away for too long: that tells nothing
+                assert time.monotonic() - began_s > CALL_S_MAX - ATTEMPT_S_MAX
+        raise AssertionError("the replies were away for too long each time")
 
 
 async def test_a_write_that_never_arrived_and_came_too_late_was_not_done(

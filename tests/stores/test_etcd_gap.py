@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.stores.etcd_load import connected
+from tests.waiting import LIMIT_S
 
 ASKED = FAILURES_TOLD + 2
-WATCHED_S_MAX = 60.0
 """Some 4 s of pauses between the questions, and what a busy machine adds."""
 
 
@@ -46,7 +46,7 @@ async def test_a_gap_that_cannot_be_read_is_asked_for_more_and_more_seldom_and_t
         source = WatchSource(members, Namespace(settings.namespace), Shown(), unreadable)
         with capture_logs() as logs:
             watching = asyncio.ensure_future(anext(follow(source, "", 1)))
-            async with asyncio.timeout(WATCHED_S_MAX):
+            async with asyncio.timeout(LIMIT_S):
                 await asked_enough.wait()
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)

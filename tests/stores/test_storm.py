@@ -15,6 +15,7 @@ from tests.processes.rainy import Evening, Plot, Stage, short_folder
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
+from tests.stalls import Stalls
 from tests.stores import stormy
 from tests.stores.stormy import (
     Fault,
@@ -83,7 +84,7 @@ class Story(stormy.Story):
 
 
 @pytest.fixture(scope="module")
-def played(seed: int) -> Iterator[tuple[Evening, Story]]:
+def played(seed: int, stalls: Stalls) -> Iterator[tuple[Evening, Story]]:
     with (
         short_folder() as folder,
         TikvCluster(folder / "tikv", stores=3) as tikv,
@@ -112,6 +113,8 @@ def test_no_shake_and_no_open_writes_to_etcd(played: tuple[Evening, Story]) -> N
     assert 0 < writes["access"] < seconds * 2 * WRITES_PER_S_MAX
 
 
-def test_service_is_back_within_five_seconds_of_each_fault(played: tuple[Evening, Story]) -> None:
-    back = stormy.measure_back(*played)
+def test_service_is_back_within_five_seconds_of_each_fault(
+    played: tuple[Evening, Story], stalls: Stalls
+) -> None:
+    back = stormy.measure_back(*played, stalls)
     assert [name for name, (silence_s, _) in back.items() if silence_s > BACK_S_MAX] == []

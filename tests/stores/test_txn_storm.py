@@ -12,6 +12,7 @@ from tests.processes.rainy import Evening, Plot, Stage, short_folder
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
+from tests.stalls import Stalls
 from tests.stores import stormy
 from tests.stores.stormy import (
     Fault,
@@ -51,7 +52,7 @@ class Story(stormy.Story):
 
 
 @pytest.fixture(scope="module")
-def played(seed: int) -> Iterator[tuple[Evening, Story]]:
+def played(seed: int, stalls: Stalls) -> Iterator[tuple[Evening, Story]]:
     with (
         short_folder() as folder,
         TikvCluster(folder / "tikv", stores=3) as tikv,
@@ -73,7 +74,9 @@ def test_a_store_and_an_owner_died_under_load(played: tuple[Evening, Story]) -> 
     stormy.check_broke_under_load(*played, faults=3, claims=300)
 
 
-def test_service_is_back_in_the_same_slot_after_each_fault(played: tuple[Evening, Story]) -> None:
+def test_service_is_back_in_the_same_slot_after_each_fault(
+    played: tuple[Evening, Story], stalls: Stalls
+) -> None:
     """No figure is promised here: a killed owner's locks live for 3 s on their own."""
-    back = stormy.measure_back(*played)
+    back = stormy.measure_back(*played, stalls)
     assert [name for name, (silence_s, of_s) in back.items() if silence_s >= of_s - END_S] == []

@@ -1,0 +1,59 @@
+"""Owns how tests tell a machine that stood still from a product that is slow.
+
+A thread sleeps for a moment again and again; what it oversleeps is time in which this process did
+not run, as when a busy host stops a virtual machine for seconds. A promise about time is kept if it
+is kept without those.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Self
+
+STEP_S = 0.05
+STALL_S_MIN = 0.25
+"""Less than this is a busy machine, and no excuse."""
+
+
+class Stalls:
+    """Records, from enter to exit, when this process did not run."""
+
+    def __init__(
+        self,
+        monotonic_s: Callable[[], float] = time.monotonic,
+        wall_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._monotonic_s = monotonic_s
+        self._wall_offset_s = wall_ns() / 1e9 - monotonic_s()
+        self._gaps: list[tuple[float, float]] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def within_s(self, from_s: float, until_s: float) -> float:
+        """Return for how long this process stood still between two monotonic times."""
+        return sum(max(0.0, min(until_s, end) - max(from_s, start)) for start, end in [*self._gaps])
+
+    def within_ms(self, from_ms: float, until_ms: float) -> float:
+        """Return for how many ms this process stood still between two wall times."""
+        offset_s = self._wall_offset_s
+        return 1000 * self.within_s(from_ms / 1000 - offset_s, until_ms / 1000 - offset_s)
+
+    def note(self, from_s: float, until_s: float) -> None:
+        """Take a step of the thread for a stall if it was long enough."""
+        if until_s - from_s >= STALL_S_MIN:
+            self._gaps.append((from_s, until_s))
+
+    def _watch(self) -> None:
+        before_s = self._monotonic_s()
+        while not self._over.wait(STEP_S):
+            now_s = self._monotonic_s()
+            self.note(before_s, now_s)
+            before_s = now_s
