@@ -28,13 +28,10 @@ ETCD = [
 ]
 TTL_S = 2.0
 """etcd grants no less with its default election timeout."""
-PATIENCE_S = 20.0
-"""An expiry is noticed within a second, and a new leader first extends every lease."""
 
 
 class EtcdContract(Contract):
     ttl_s = TTL_S
-    patience_s = PATIENCE_S
 
     def __init__(self, settings: EtcdSettings, prefix: str, cluster: EtcdCluster | None) -> None:
         super().__init__(EtcdCoordination(settings), prefix)

@@ -42,8 +42,6 @@ class Contract:
 
     ttl_s = 0.2
     """The shortest lease that it grants."""
-    patience_s = 5.0
-    """How long an event may take that is sure to come: an expiry, or news after a restart."""
 
     def __init__(self, store: Any, prefix: str) -> None:
         self.store = store

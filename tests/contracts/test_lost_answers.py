@@ -10,8 +10,7 @@ from hongbao.domain.errors import Ambiguous
 
 from tests.contracts.tikv_contracts import NOT_OURS, RAW, TikvContract, tikv_contract
 from tests.servers.proxy import Proxy, running_proxy
-
-VISIBLE_S_MAX = 5.0
+from tests.waiting import LIMIT_S, until
 
 
 @pytest.fixture(params=RAW)
@@ -118,11 +117,10 @@ async def test_a_put_waits_for_what_comes_before_it_in_another_region(
 
 
 async def _wait_until_there(contract: TikvContract, key: bytes) -> None:
-    async with asyncio.timeout(VISIBLE_S_MAX):
-        while True:
-            if await contract.store.get(key) is not None:
-                return
-            await asyncio.sleep(0.01)
+    async def is_there() -> bool:
+        return await contract.store.get(key) is not None
+
+    await until(is_there, f"{key!r} is written")
 
 
 async def test_a_ping_that_comes_first_hides_no_call_from_the_proxy() -> None:
@@ -140,7 +138,7 @@ async def test_a_ping_that_comes_first_hides_no_call_from_the_proxy() -> None:
         await reader.readuntil(b"\r\n\r\n")
         proxy.requests.clear()
         writer.write(b"a ping")
-        assert await asyncio.wait_for(reader.read(100), VISIBLE_S_MAX) == b"a ping"
+        assert await asyncio.wait_for(reader.read(100), LIMIT_S) == b"a ping"
         writer.write(b"a call, which is longer")
         await proxy.wait_held()
         writer.close()

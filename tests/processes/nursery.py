@@ -16,8 +16,9 @@ import traceback
 from pathlib import Path
 from typing import Any, Self
 
+from tests.waiting import LIMIT_S
+
 ROOT = Path(__file__).parents[2]
-WAIT_S_MAX = 20.0
 
 
 class Nursery:
@@ -70,7 +71,7 @@ class Nursery:
     async def wait(self, kind: str, start: int) -> list[str]:
         """Wait for a line of a kind behind the first `start` lines."""
         try:
-            async with asyncio.timeout(WAIT_S_MAX):
+            async with asyncio.timeout(LIMIT_S):
                 while True:
                     for words in self.lines[start:]:
                         if words[0] == kind:

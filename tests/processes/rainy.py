@@ -40,7 +40,7 @@ from hongbao.shards.block import decode_block, position_of
 CAMPAIGN = "stormy"
 ROOT = Path(__file__).parents[2]
 START_IN_S = 1.0
-CATCH_UP_S_MAX = 30.0
+CATCH_UP_S_MAX = 60.0
 TRANSFER_FEN = 250  # mean amount of a packet
 
 _CLOCK_IN_S = 4  # of a slot, on the campaign's own day: only the proportions matter

@@ -19,7 +19,7 @@ from tests.servers import binaries
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.started import free_port, pause, resume, start
 
-START_S_MAX = 30.0
+START_S_MAX = 60.0
 PAUSE_S = 0.05
 CALL_S_MAX = 2.0
 

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 
+from tests.waiting import LIMIT_S
+
 PIECE_BYTES = 1 << 16
 CALL_BYTES_MIN = 18
 """A call or its answer is longer, what HTTP/2 says of itself (pings, windows) is shorter."""
-HELD_S_MAX = 10.0
 OTHER_PROXY_VARIABLES = ("no_proxy", "NO_PROXY", "no_grpc_proxy")
 
 
@@ -39,7 +40,7 @@ class Proxy:
 
     async def wait_held(self) -> None:
         """Wait until a call, or an answer, is held here."""
-        async with asyncio.timeout(HELD_S_MAX):
+        async with asyncio.timeout(LIMIT_S):
             await self._held.wait()
 
     def cut(self) -> None:
@@ -53,7 +54,7 @@ class Proxy:
         """Cut all connections and wait until they are gone."""
         self.cut()
         if self._serving:
-            await asyncio.wait(self._serving, timeout=HELD_S_MAX)
+            await asyncio.wait(self._serving, timeout=LIMIT_S)
 
     @contextmanager
     def used(self, environ: pytest.MonkeyPatch) -> Iterator[None]:

@@ -20,8 +20,8 @@ from tests.servers.started import free_port, pause, resume, start
 
 URL_VARIABLE: Final = "HONGBAO_TEST_S3"
 """Names a real bucket, s3://bucket/prefix; the standard AWS_* variables say how to reach it."""
-START_S_MAX: Final = 20.0
-STOP_S_MAX: Final = 10.0
+START_S_MAX: Final = 60.0
+STOP_S_MAX: Final = 60.0
 REGION: Final = "us-east-1"
 ACCESS_KEY: Final = "hongbao-test"
 SECRET_KEY: Final = "only-for-loopback"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 PORTS = range(12_000, 32_000)
 """Below those that the kernel lends to callers: a server that restarts finds its port free."""
-STOP_S_MAX = 10.0
+STOP_S_MAX = 60.0
 
 # The kernel kills a child when the thread that started it ends, so one thread that lives as long
 # as the process starts them all.

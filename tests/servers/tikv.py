@@ -31,7 +31,7 @@ REVIVED_MAX = 3
 STARTS_S_MAX = (30.0, 45.0)
 """What replicas may take in the first starts, some 4 s on an idle machine; then READY_S_MAX."""
 POLL_S = 0.05
-CALL_S_MAX = 5.0
+CALL_S_MAX = 20.0
 SPACE_BYTES = 1 << 40
 KEYSPACE_RULE = "/config/region-label/rule/keyspaces%2F0"
 

@@ -15,8 +15,7 @@ from hongbao.transport.admin import EnvoyAdmin
 from hongbao.transport.envoy import GatewayConfig, build_gateway_config
 
 from tests.servers.started import free_port
-
-READY_S_MAX = 20.0
+from tests.waiting import LIMIT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ async def running_gateway(config: GatewayConfig, folder: Path) -> AsyncIterator[
         )
     admin = EnvoyAdmin(config.admin_path)
     try:
-        await admin.wait_ready(READY_S_MAX, is_alive=lambda: process.poll() is None)
+        await admin.wait_ready(LIMIT_S, is_alive=lambda: process.poll() is None)
         yield Gateway(config.port, folder, admin, process)
     finally:
         await admin.close()
