@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from tests.client import server as toy_server
 from tests.report.samples import write_sample_run
+from tests.waiting import LIMIT_S
 
 app = typer.Typer()
 app.command("shake")(shake.shake)
@@ -49,7 +50,7 @@ def gateway() -> Iterator[Gateway]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    ready.wait(10)
+    assert ready.wait(LIMIT_S)
     yield found[0]
     over.set()
     thread.join()

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from hongbao.client.acknowledged import read_acknowledged
 from hongbao.client.gateways import Gateway
-from hongbao.client.load import run_load
+from hongbao.client.load import LoadRun, run_load
 from hongbao.client.plan import LoadPlan, Phase
 from hongbao.client.stats import LoadStats, Sample
 from hongbao.domain.errors import Transient
@@ -21,6 +21,7 @@ from hongbao.domain.ids import CampaignId
 from hongbao.proto.v1 import access_pb2
 
 from tests.client import server as toy_server
+from tests.waiting import LIMIT_S, until
 
 
 def plan_for(gateways: list[Gateway], **changes: Any) -> LoadPlan:
@@ -30,7 +31,9 @@ def plan_for(gateways: list[Gateway], **changes: Any) -> LoadPlan:
         "phases": [Phase("steady", 0.5, 400, 400)],
         "users": 100,
         "sample_every_s": 0.1,
-        "drain_s": 3.0,
+        "drain_s": LIMIT_S,
+        "shake_timeout_s": LIMIT_S,
+        "open_timeout_s": LIMIT_S,
     }
     return LoadPlan(**{**defaults, **changes})
 
@@ -110,7 +113,9 @@ async def test_users_of_a_lost_zone_go_on_in_another_zone_f13() -> None:
     async with toy_server.serving(toy) as gateway:
         plan = plan_for([gateway, gone], session_give_up_s=0.3)
         stats, samples = await play(plan)
-    assert stats.total.shakes["PACKET"] == 200
+    assert set(stats.total.shakes) == {"PACKET"}
+    assert stats.total.shakes["PACKET"] + stats.total.held_back == 200
+    assert stats.total.shakes["PACKET"] >= 100  # each user's first; a stall makes many due at once
     assert samples[-1].gateways_up == 1
 
 
@@ -118,13 +123,15 @@ async def test_a_gateway_killed_and_restarted_is_used_again() -> None:
     toy = toy_server.ToyCampaign()
     samples: list[Sample] = []
     async with toy_server.serving(toy) as gateway:
-        plan = plan_for([gateway], phases=[Phase("steady", 1.6, 200, 200)])
-        running = asyncio.create_task(
-            run_load(plan, samples.append, jwt_of=toy_server.jwt_of, wall_ms=toy_server.wall_ms)
-        )
-        await asyncio.sleep(0.7)
-    await asyncio.sleep(0.3)
+        plan = plan_for([gateway], phases=[Phase("steady", 4 * LIMIT_S, 200, 200)])
+        run = LoadRun(plan, samples.append, jwt_of=toy_server.jwt_of, wall_ms=toy_server.wall_ms)
+        running = asyncio.create_task(run.run())
+        await until(lambda: toy.opened, "packets are opened")
+    await until(lambda: run.stats.total.shakes["NO_GATEWAY"], "the gateway's end is noticed")
     async with toy_server.serving(toy, port=gateway.port):
+        before = len(toy.opened)
+        await until(lambda: len(toy.opened) > before, "packets are opened again")
+        run.stop()
         stats = await running
     assert stats.total.shakes["NO_GATEWAY"] > 0
     assert stats.total.opens == {"OPENED": len(toy.opened)}
@@ -135,7 +142,14 @@ async def test_the_session_is_renewed_when_it_ran_out() -> None:
     toy = toy_server.ToyCampaign()
     toy.shake_fault = lambda attempt: grpc.StatusCode.UNAUTHENTICATED if attempt <= 5 else None
     async with toy_server.serving(toy) as gateway:
-        stats, _ = await play(plan_for([gateway], users=5, phases=[Phase("s", 1.0, 100, 100)]))
+        plan = plan_for([gateway], users=5, phases=[Phase("s", 4 * LIMIT_S, 100, 100)])
+        run = LoadRun(
+            plan, lambda sample: None, jwt_of=toy_server.jwt_of, wall_ms=toy_server.wall_ms
+        )
+        running = asyncio.create_task(run.run())
+        await until(lambda: run.stats.total.shakes["PACKET"] > 0, "packets with the new sessions")
+        run.stop()
+        stats = await running
     assert stats.total.shakes["UNAUTHENTICATED"] == 5
     assert len(toy.jwts) == 10
     assert stats.total.shakes["PACKET"] > 0

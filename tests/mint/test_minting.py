@@ -26,6 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.minted import MintedCampaign, tiny_campaign, tiny_keyring, tiny_plan
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +209,7 @@ def test_kill_9_of_the_mint_and_a_second_run_give_the_same_bytes(tmp_path: Path)
             assert process.stdout is not None
             process.stdout.readline()
             kept = set(root.rglob("*.hbt"))
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + LIMIT_S
             while set(root.rglob("*.hbt")) == kept and process.poll() is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)
