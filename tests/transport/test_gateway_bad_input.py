@@ -9,6 +9,7 @@ import pytest
 from hongbao.proto.v1 import access_pb2
 
 from tests.transport.gateway import Gateway
+from tests.waiting import LIMIT_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -50,7 +51,7 @@ async def call_raw(
 async def test_malformed_json_is_refused_in_the_one_shape(
     gateway: Gateway, body: bytes, status: int
 ) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(JSON_SHAKE, content=body)
     assert answer.status_code == status
     assert set(answer.json()) == {"code", "message", "details"}
@@ -82,7 +83,7 @@ async def test_malformed_json_is_refused_in_the_one_shape(
 async def test_a_bad_path_or_query_is_refused_in_the_one_shape(
     gateway: Gateway, path: str, status: int
 ) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(path, content=b"{}")
     assert answer.status_code == status
     assert set(answer.json()) == {"code", "message", "details"}
@@ -90,14 +91,14 @@ async def test_a_bad_path_or_query_is_refused_in_the_one_shape(
 
 
 async def test_unknown_query_parameter_is_named(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(JSON_SHAKE + "?nonsense=1", content=b"{}")
     assert "nonsense" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "OPTIONS"])
 async def test_other_http_methods_are_refused(gateway: Gateway, method: str) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.request(method, JSON_SHAKE)
     assert (answer.status_code, answer.json()["code"]) == (404, 5)
 
@@ -110,13 +111,13 @@ async def test_other_http_methods_are_refused(gateway: Gateway, method: str) -> 
     ],
 )
 async def test_oversized_headers_are_refused(gateway: Gateway, headers: dict[str, str]) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(JSON_SHAKE, json={}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (431, 8)
 
 
 async def test_unknown_fields_in_json_are_dropped_as_documented(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(JSON_SHAKE, json={"nonsense": 1})
     assert answer.status_code == 200
 
@@ -158,7 +159,7 @@ async def test_services_of_the_inside_are_not_reachable(gateway: Gateway) -> Non
 async def post_grpc(
     gateway: Gateway, body: bytes, headers: dict[str, str] | None = None
 ) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         return await client.post(
             SHAKE,
             content=body,
@@ -206,7 +207,7 @@ async def test_grpc_web_callers_get_the_code_in_the_headers(
     gateway: Gateway, path: str, body: bytes, code: int
 ) -> None:
     headers = {"content-type": "application/grpc-web+proto"}
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(path, content=body, headers=headers)
     assert answer.headers["grpc-status"] == str(code)
 
@@ -218,7 +219,10 @@ async def test_a_cancelled_call_leaves_the_gateway_well(gateway: Gateway) -> Non
         await asyncio.sleep(0.1)
         for call in calls:
             call.cancel()
-        await asyncio.sleep(0.4)
         assert await channel.unary_unary(SHAKE)(b"")
+
+    async def none_is_left() -> bool:
+        return await gateway.admin.calls_in_flight() == 0
+
+    await until(none_is_left, "no call is in flight any more")
     assert "Traceback" not in gateway.log.split("secret detail")[-1]
-    assert await gateway.admin.calls_in_flight() == 0

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hongbao.proto.v1 import access_pb2
 
 from tests.transport.gateway import Gateway, gateway_config, running_gateway
+from tests.waiting import LIMIT_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,7 +34,7 @@ async def shake_by_grpc(gateway: Gateway, campaign: str, **options: float) -> ac
 async def test_shake_answers_the_same_over_grpc_grpc_web_and_json(gateway: Gateway) -> None:
     by_grpc = await shake_by_grpc(gateway, "new-year")
     frame = access_pb2.ShakeRequest(campaign="new-year", session=b"s").SerializeToString()
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         web = await client.post(
             SHAKE,
             content=struct.pack(">BI", 0, len(frame)) + frame,
@@ -75,7 +76,7 @@ async def test_every_error_has_one_code_in_each_encoding(
     assert rich.details[0].Unpack(info)
     assert (caught.value.code(), rich.code, info.reason) == (code, code.value[0], reason)
 
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = await client.post(f"/v1/campaigns/{campaign}:shake", json={})
     body = answer.json()
     assert answer.status_code == status
@@ -85,7 +86,7 @@ async def test_every_error_has_one_code_in_each_encoding(
 
 
 async def test_a_failure_that_is_ours_tells_nothing_of_its_inside(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         bug = await client.post("/v1/campaigns/bug:shake", json={})
         forged = await client.post("/v1/campaigns/unauthenticated:shake", json={})
     assert "secret" not in bug.text
@@ -93,7 +94,7 @@ async def test_a_failure_that_is_ours_tells_nothing_of_its_inside(gateway: Gatew
 
 
 async def test_a_rejected_field_and_a_retry_time_are_told_as_details(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         rejected = (await client.post("/v1/campaigns/rejected:shake", json={})).json()
         transient = (await client.post("/v1/campaigns/transient:shake", json={})).json()
     assert rejected["details"][1]["fieldViolations"][0]["field"] == "slot"
@@ -140,7 +141,7 @@ async def test_behind_the_gateway_only_grpc_is_taken(tmp_path: Path) -> None:
     """Redeem's own port: JSON and gRPC-Web are translated once, at the edge."""
     async with running_gateway(gateway_config(tmp_path, web=False), tmp_path) as inner:
         assert (await shake_by_grpc(inner, "new-year")).outcome == access_pb2.PACKET
-        async with httpx.AsyncClient(base_url=inner.url) as client:
+        async with httpx.AsyncClient(base_url=inner.url, timeout=LIMIT_S) as client:
             by_name = await client.post("/v1/campaigns/new-year:shake", json={"session": "cw=="})
             by_path = await client.post(SHAKE, json={"session": "cw=="})
     assert (by_name.status_code, by_path.status_code) == (404, 415)

@@ -20,6 +20,7 @@ from hongbao.transport.upstreams import Endpoint, Upstream
 
 from tests.servers.started import free_port
 from tests.transport.gateway import Gateway, gateway_config, running_gateway
+from tests.waiting import LIMIT_S, until
 
 OPEN = "/hongbao.v1.Redeem/Open"
 SESSION = "/hongbao.v1.Access/OpenSession"
@@ -66,15 +67,15 @@ async def gateway_to(folder: Path, *redeems: tuple[str, Redeem]) -> AsyncIterato
 
 async def wait_healthy(gateway: Gateway, count: int, *, cluster: str = "redeem") -> None:
     name = f"cluster.{cluster}.membership_healthy"
-    for _ in range(100):
-        if (await gateway.admin.statistics(f"^{name}$")).get(name) == count:
-            return
-        await asyncio.sleep(0.05)
-    raise AssertionError("the upstreams did not become healthy")
+
+    async def all_healthy() -> bool:
+        return (await gateway.admin.statistics(f"^{name}$")).get(name) == count
+
+    await until(all_healthy, "the upstreams are healthy")
 
 
 async def open_many(gateway: Gateway, count: int) -> list[int]:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answers = [await client.post("/v1/campaigns/ny:open", json={}) for _ in range(count)]
     return [answer.json().get("amountFen", answer.status_code) for answer in answers]
 
@@ -137,7 +138,7 @@ async def test_errors_of_an_upstream_keep_their_shape(tmp_path: Path) -> None:
         gateway_to(
             tmp_path, ("a", Redeem(0, Rejected("no token", field="claim_token")))
         ) as gateway,
-        httpx.AsyncClient(base_url=gateway.url) as client,
+        httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
     ):
         body = (await client.post("/v1/campaigns/ny:open", json={})).json()
         twice = await client.post("/v1/campaigns/ny:open", content=b'{"session":"","session":""}')
@@ -153,7 +154,7 @@ async def test_no_upstream_left_is_told_as_unavailable(tmp_path: Path) -> None:
     config = gateway_config(tmp_path, upstreams=(upstream,))
     async with (
         running_gateway(config, tmp_path) as gateway,
-        httpx.AsyncClient(base_url=gateway.url) as client,
+        httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client,
         grpc.aio.insecure_channel(gateway.address) as channel,
     ):
         answer = await client.post("/v1/campaigns/ny:open", json={})

@@ -14,6 +14,7 @@ from hongbao.transport.grpc_server import start_grpc_server
 from hongbao.transport.metrics import CallMetrics
 
 from tests.transport.gateway_app import FAILURES, METHODS
+from tests.waiting import LIMIT_S, until
 
 SHAKE = "/hongbao.v1.Access/Shake"
 OPEN_SESSION = "/hongbao.v1.Access/OpenSession"
@@ -71,11 +72,13 @@ async def test_a_drain_says_so_first_and_ends_what_runs() -> None:
         health = health_pb2_grpc.HealthStub(channel)
         before = await health.Check(health_pb2.HealthCheckRequest(service="x"))
         call = channel.unary_unary(OPEN_SESSION)(slow)
-        draining = asyncio.create_task(server.drain(settle_s=1.0, grace_s=5))
-        await asyncio.sleep(0)  # it has told by now, and stops a second later
+        draining = asyncio.create_task(server.drain(settle_s=LIMIT_S, grace_s=LIMIT_S))
+        await asyncio.sleep(0)  # it has told by now, and does not stop before a minute is over
         during = await health.Check(health_pb2.HealthCheckRequest(service="x"))
+        draining.cancel()
+        finishing = asyncio.create_task(server.drain(grace_s=LIMIT_S))
         assert await call.code() is grpc.StatusCode.OK
-        await draining
+        await finishing
     states = health_pb2.HealthCheckResponse
     assert (before.status, during.status) == (states.SERVING, states.NOT_SERVING)
 
@@ -83,8 +86,11 @@ async def test_a_drain_says_so_first_and_ends_what_runs() -> None:
 async def test_calls_over_the_limit_are_refused_before_any_python() -> None:
     server = await start_grpc_server(new_dispatcher(), "127.0.0.1:0", calls_max=5)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        slow = access_pb2.OpenSessionRequest(campaign="wait-300").SerializeToString()
+        slow = access_pb2.OpenSessionRequest(campaign="wait-120000").SerializeToString()
         calls = [channel.unary_unary(OPEN_SESSION)(slow) for _ in range(12)]
-        codes = await asyncio.gather(*(call.code() for call in calls))
+        await until(lambda: sum(call.done() for call in calls) >= 7, "seven calls are refused")
+        codes = [await call.code() for call in calls if call.done()]
+        for call in calls:
+            call.cancel()
     await server.drain(grace_s=0)
-    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 7
+    assert codes == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 7

@@ -10,6 +10,7 @@ from hongbao.transport.metrics import CallMetrics, serve_metrics
 from prometheus_client import CollectorRegistry, generate_latest
 
 from tests.transport.gateway_app import METHODS
+from tests.waiting import LIMIT_S
 
 SHAKE = "/hongbao.v1.Access/Shake"
 
@@ -34,7 +35,7 @@ def test_a_process_serves_its_metrics_with_its_admission() -> None:
     registry.register(metrics)
     server, thread = serve_metrics("127.0.0.1", 0, registry)
     url = f"http://127.0.0.1:{server.server_port}/metrics"
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=LIMIT_S) as answer:
         text = answer.read().decode()
     server.shutdown()
     server.server_close()

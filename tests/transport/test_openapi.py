@@ -11,6 +11,7 @@ import pytest
 from hongbao.transport import descriptors, openapi
 
 from tests.transport.gateway import Gateway
+from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = openapi.build_openapi(descriptors.committed_descriptors())
@@ -40,7 +41,7 @@ def test_services_of_the_inside_are_not_told() -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_real_answer_has_the_documented_fields_and_types(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(base_url=gateway.url) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=LIMIT_S) as client:
         answer = (await client.post("/v1/campaigns/new-year/sessions", json={"jwt": "x"})).json()
         error = (await client.post("/v1/campaigns/rejected:shake", json={})).json()
     schemas = DOCUMENT["components"]["schemas"]
