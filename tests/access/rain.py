@@ -30,6 +30,8 @@ from hongbao.domain.timeline import Timeline
 from hongbao.domain.token import parse_claim_head, seal_session
 from hongbao.proto.v1.access_pb2 import PACKET, ShakeReply, ShakeRequest
 
+from tests.waiting import LIMIT_S
+
 CAMPAIGN = CampaignId("rain")
 CAMPAIGN_HASH = ticket.campaign_hash(CAMPAIGN)
 SIGNING_KEY = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
@@ -51,8 +53,8 @@ SMALL = AccessLimits(
     retry_s=0.005,
     refetch_s=0.05,
     pass_ms=10,
-    store_timeout_s=0.2,
-    start_wait_s=2.0,
+    store_timeout_s=LIMIT_S,
+    start_wait_s=LIMIT_S,
     quota_floor_per_s=1e9,
 )
 

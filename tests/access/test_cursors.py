@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random  # noqa: TID251  (seeded: picks where the instance dies)
 
 import pytest
@@ -201,7 +202,7 @@ class SilentLog(UncertainLog):
 async def test_a_log_that_does_not_answer_gives_up_in_time_and_nothing_is_lost() -> None:
     store = MemoryStore()
     log = SilentLog(store, Random(0), 0)
-    cursor = cursor_of(log, 1, limits=SMALL)
+    cursor = cursor_of(log, 1, limits=replace(SMALL, store_timeout_s=0.2))
     await cursor.resume()
     with pytest.raises(Ambiguous):
         await cursor.top_up()
