@@ -22,9 +22,11 @@ from hongbao.adapters.tikv import TikvStore, TikvTls
 from hongbao.adapters.tikv_txn import PUT_KEYS_MAX, TikvTxnStore
 from hongbao.cli.settings import TikvSettings
 
+from tests.contracts.patient import Patient
 from tests.contracts.store_contracts import Contract
 from tests.servers import binaries
 from tests.servers.tikv import TikvCluster
+from tests.stalls import Stalls
 
 PD_VARIABLE = "HONGBAO_TEST_TIKV_PD"
 GIVEN_PARTS = ("api", "ca", "cert", "key")
@@ -78,7 +80,7 @@ async def tikv_contract(
     if kind == "txn":
         pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
     cluster = request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores])
-    made = TikvContract(kind, cluster, given)
+    made = TikvContract(kind, cluster, given, request.getfixturevalue("stalls"))
     yield made
     await made.close()
 
@@ -94,7 +96,7 @@ class TikvContract(Contract):
     """Gives each test a namespace: three bytes on our servers, which split only short keys."""
 
     def __init__(
-        self, kind: str, cluster: TikvCluster | None, given: TikvSettings | None = None
+        self, kind: str, cluster: TikvCluster | None, given: TikvSettings | None, stalls: Stalls
     ) -> None:
         self.kind = kind
         self.cluster = cluster
@@ -107,7 +109,7 @@ class TikvContract(Contract):
             assert cluster is not None
             self.pd = cluster.pd_endpoints
             self.namespace = b"%03d" % next(_numbers)
-        super().__init__(self.connect(), "")
+        super().__init__(Patient(self.connect(), stalls), "")
 
     def connect(self, *, pd: list[str] | None = None, within: bytes = b"") -> Any:
         """Open another client of the same cluster, namespace (or one within it) and API."""

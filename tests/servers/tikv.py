@@ -36,7 +36,7 @@ SPACE_BYTES = 1 << 40
 KEYSPACE_RULE = "/config/region-label/rule/keyspaces%2F0"
 
 PD_CONFIG = """
-lease = 3
+lease = 20
 tick-interval = "100ms"
 election-interval = "500ms"
 [log]
@@ -268,7 +268,15 @@ class TikvCluster:
         return {index: ids[each] for index, each in addresses.items() if each in ids}
 
     def _get(self, path: str) -> Any:
-        return json.loads(self._call(path, "GET"))
+        """Ask PD; again while it does not lead, as behind a stall of the whole machine."""
+        give_up_s = time.monotonic() + READY_S_MAX
+        while True:
+            try:
+                return json.loads(self._call(path, "GET"))
+            except urllib.error.HTTPError as error:
+                if error.code < 500 or time.monotonic() > give_up_s:
+                    raise
+            time.sleep(POLL_S)
 
     def _call(self, path: str, method: str, body: bytes | None = None) -> bytes:
         url = f"http://127.0.0.1:{self._pd_port}/pd/api/v1{path}"

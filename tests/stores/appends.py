@@ -6,9 +6,10 @@ answered: what they were told, how long they waited and what lies in the store i
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from hongbao.domain.errors import Fenced, HongbaoError, Transient
 from hongbao.shards.block import Block, ShardKey
@@ -33,6 +34,8 @@ CLIENTS = 3
 PAUSE_S = 0.02
 POLL_S = 0.02
 AMOUNT_MAX = 1000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -156,16 +159,33 @@ class Writers:
 
 
 async def _is_there(store: LogStore, key: bytes) -> bool:
-    """Read until there is an answer: a store that is down says nothing of the key."""
-    while True:
-        with suppress(Transient):
-            return await store.get(key) is not None
-        await asyncio.sleep(POLL_S)
+    return await Answered(store).get(key) is not None
+
+
+class Answered:
+    """Is how a judge reads: until there is an answer. A store that is down says nothing."""
+
+    def __init__(self, store: LogStore) -> None:
+        self._store = store
+        self.create, self.put_many = store.create, store.put_many
+
+    async def get(self, key: bytes) -> bytes | None:
+        return await self._ask(lambda: self._store.get(key))
+
+    async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
+        return await self._ask(lambda: self._store.scan(start, end, limit))
+
+    async def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                with suppress(Transient):
+                    return await call()
+                await asyncio.sleep(POLL_S)
 
 
 async def check_appends(store: LogStore, appends: Appends) -> list[Violation]:
     """Return every broken rule over what was seen and what lies in the store."""
-    found = []
+    found, store = [], Answered(store)
     for shard, seen in appends.seen.items():
         key = ShardKey(PLANE, shard)
         blocks = await read_log(store, key)

@@ -20,6 +20,7 @@ from tests.processes.rainy import Evening, Plot, Stage, play_evening
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import OUR_KEYS, TikvCluster
 from tests.stalls import Stalls
+from tests.stores.appends import Answered
 from tests.stores.history import Recorded, Recorder, check_history
 
 DOWN_S = 2.0
@@ -107,7 +108,11 @@ async def _read_logs(evening: Evening) -> dict[int, list[Block]]:
     async with open_stores(evening.run.path) as opened:
         return {
             shard: await read_blocks(
-                opened.log_store, ShardKey("claims", shard), 0, LOG_BLOCKS_MAX, limit=LOG_BLOCKS_MAX
+                Answered(opened.log_store),
+                ShardKey("claims", shard),
+                0,
+                LOG_BLOCKS_MAX,
+                limit=LOG_BLOCKS_MAX,
             )
             for shard in range(evening.plot.claims_shards)
         }

@@ -18,6 +18,7 @@ from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
 from tests.shards.test_process_pause import LOG_BLOCKS_MAX, SHARDS, pause_an_owner
+from tests.stores.appends import Answered
 from tests.stores.history import Recorder, check_history
 
 pytestmark = [
@@ -65,7 +66,11 @@ async def test_a_paused_owner_is_fenced_by_tikv_and_the_history_is_clean(
         await pause_an_owner(stores, tmp_path, hearing, seed)
     logs = {
         shard: await read_blocks(
-            stores.log_store, ShardKey("toy", shard), 0, LOG_BLOCKS_MAX, limit=LOG_BLOCKS_MAX
+            Answered(stores.log_store),
+            ShardKey("toy", shard),
+            0,
+            LOG_BLOCKS_MAX,
+            limit=LOG_BLOCKS_MAX,
         )
         for shard in range(SHARDS)
     }
