@@ -62,7 +62,7 @@ class Plot:
     webhook_url: str | None = None
     refund: bool = False
     """Closes the evening and returns what nobody claimed, before the audit."""
-    drain_s: float = 25.0
+    drain_s: float = 60.0
     """At most: what is answered sooner is not waited for."""
     environ: Callable[[ProcessSpec], Mapping[str, str]] | None = None
     stores: Mapping[str, Any] = field(default_factory=dict)

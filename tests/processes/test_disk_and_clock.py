@@ -8,7 +8,8 @@ import asyncio
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from hongbao.cli.run_dir import ProcessSpec
 
 from tests.processes import checkers
 from tests.processes.rainy import Evening, Plot, Stage, play_evening, short_folder
+from tests.stalls import Stalls, undisturbed
 
 SHIM = Path(__file__).with_name("preload.c")
 SHIMMED = ("store", "settle")
@@ -99,7 +101,13 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evening(seed: int, shim: Path) -> Iterator[Evening]:
+def evening(seed: int, shim: Path, stalls: Stalls) -> Iterator[Evening]:
+    with undisturbed(stalls, partial(played, seed, shim)) as evening:
+        yield evening
+
+
+@contextmanager
+def played(seed: int, shim: Path) -> Iterator[Evening]:
     with short_folder() as folder:
 
         def environ(spec: ProcessSpec) -> Mapping[str, str]:

@@ -8,6 +8,8 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from tests.processes.rainy import (
     short_folder,
     write_campaign,
 )
+from tests.stalls import Stalls, undisturbed
 
 LATE = 3  # index of the late sponsor
 PACKETS, FEN = 600, 1_500_00
@@ -76,8 +79,14 @@ async def edit(stage: Stage) -> None:
 
 
 @pytest.fixture(scope="module")
-def evening(seed: int) -> Iterator[Evening]:
-    plot = Plot(seed, seconds=30.0, packets_a_slot=2400, rate=400.0, users=300, drain_s=2.0)
+def evening(seed: int, stalls: Stalls) -> Iterator[Evening]:
+    with undisturbed(stalls, partial(played, seed)) as evening:
+        yield evening
+
+
+@contextmanager
+def played(seed: int) -> Iterator[Evening]:
+    plot = Plot(seed, seconds=30.0, packets_a_slot=2400, rate=400.0, users=300)
     with short_folder() as folder:
         write_edit(folder / "edited", plot)
         yield play_evening(folder, plot, edit)

@@ -6,7 +6,9 @@ for tickets; a key is denied; a zone is lost for the second slot; the pay backen
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 
 import grpc
@@ -34,6 +36,8 @@ from tests.processes.rainy import (
     query,
     short_folder,
 )
+from tests.stalls import Stalls, undisturbed
+from tests.waiting import LIMIT_S
 
 BROKEN_SHARD = 0  # ticket shard of the first slot whose file is broken: of the first gateway
 RACED_SHARD = 3  # of the second gateway, the last that it comes to
@@ -53,7 +57,13 @@ class Told:
 
 
 @pytest.fixture(scope="module")
-def told(seed: int) -> Iterator[Told]:
+def told(seed: int, stalls: Stalls) -> Iterator[Told]:
+    with undisturbed(stalls, partial(played, seed)) as told:
+        yield told
+
+
+@contextmanager
+def played(seed: int) -> Iterator[Told]:
     with short_folder() as folder, open_paydesk(seed, folder / "paid.jsonl") as desk:
         plot = Plot(
             seed,
@@ -134,7 +144,7 @@ async def race_for_tickets(stage: Stage, denied: int) -> list[Answered]:
         first: grpc.aio.Channel, request: redeem_pb2.OpenRequest
     ) -> redeem_pb2.OpenReply:
         """Ask again elsewhere, as phones do, when the zone is lost before the race is over."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(LIMIT_S):
             for channel in cycle([first, *channels]):
                 try:
                     return await _open(channel)(request, timeout=10.0)

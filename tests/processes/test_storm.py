@@ -8,11 +8,14 @@ import asyncio
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from tests.processes import checkers
 from tests.processes.rainy import Evening, Plot, Stage, play_evening, short_folder
+from tests.stalls import Stalls, undisturbed
 
 WINDOW_PACKETS = 2 * 2048  # AccessLimits: reserve_files × reserve_records
 KILLS = {"access": 4, "redeem": 3, "settle": 5}
@@ -79,7 +82,13 @@ async def owned_beside_another(stage: Stage) -> dict[int, tuple[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def evening(seed: int) -> Iterator[Evening]:
+def evening(seed: int, stalls: Stalls) -> Iterator[Evening]:
+    with undisturbed(stalls, partial(played, seed)) as evening:
+        yield evening
+
+
+@contextmanager
+def played(seed: int) -> Iterator[Evening]:
     with short_folder() as folder:
         yield play_evening(folder, Plot(seed, seconds=13.0), storm)
 

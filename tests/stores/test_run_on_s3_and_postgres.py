@@ -8,8 +8,9 @@ is killed.
 import asyncio
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests import postgres
 from tests.processes import checkers
 from tests.processes.rainy import Evening, Plot, Stage, play_evening, query, short_folder
 from tests.servers import s3
+from tests.stalls import Stalls, undisturbed
 
 BUCKET, PREFIX = "rain", "stormy/evening"
 URL = f"s3://{BUCKET}/{PREFIX}"
@@ -94,30 +96,43 @@ class Servers:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    folder = tmp_path_factory.mktemp("s3") / "objects"
-    with ExitStack() as stack:
-        objects = stack.enter_context(s3.running_s3(folder, BUCKET))
-        patch = stack.enter_context(pytest.MonkeyPatch.context())
-        for name, value in objects.environ().items():
-            patch.setenv(name, value)
-        yield Servers(objects, stack.enter_context(postgres.started_cluster()))
+def played(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, stalls: Stalls
+) -> Iterator[tuple[Evening, Servers]]:
+    with undisturbed(stalls, partial(play, tmp_path_factory, seed)) as played:
+        yield played
 
 
 @pytest.fixture(scope="module")
-def evening(servers: Servers, seed: int) -> Iterator[Evening]:
-    plot = Plot(
-        seed,
-        seconds=40.0,
-        packets_a_slot=6_000,
-        rate=250.0,
-        users=600,
-        drain_s=6.0,
-        stores={"ledger_url": servers.ledger.url, "objects_url": URL},
-        refund=True,
-    )
-    with short_folder() as folder:
-        yield play_evening(folder, plot, servers.story)
+def evening(played: tuple[Evening, Servers]) -> Evening:
+    return played[0]
+
+
+@pytest.fixture(scope="module")
+def servers(played: tuple[Evening, Servers]) -> Servers:
+    return played[1]
+
+
+@contextmanager
+def play(folders: pytest.TempPathFactory, seed: int) -> Iterator[tuple[Evening, Servers]]:
+    """Play the evening on servers of its own: a bucket belongs to one run."""
+    with ExitStack() as stack:
+        objects = stack.enter_context(s3.running_s3(folders.mktemp("s3") / "objects", BUCKET))
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in objects.environ().items():
+            patch.setenv(name, value)
+        servers = Servers(objects, stack.enter_context(postgres.started_cluster()))
+        plot = Plot(
+            seed,
+            seconds=40.0,
+            packets_a_slot=6_000,
+            rate=250.0,
+            users=600,
+            stores={"ledger_url": servers.ledger.url, "objects_url": URL},
+            refund=True,
+        )
+        folder = stack.enter_context(short_folder())
+        yield play_evening(folder, plot, servers.story), servers
 
 
 def test_it_was_an_evening_with_claims_before_during_and_after_each_loss(evening: Evening) -> None:

@@ -7,6 +7,8 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from tests.processes.rainy import Evening, Plot, Stage, short_folder
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
-from tests.stalls import Stalls
+from tests.stalls import Stalls, undisturbed
 from tests.stores import stormy
 from tests.stores.stormy import (
     Fault,
@@ -40,7 +42,7 @@ WRITES_PER_S_MAX = 3.0  # of each of two processes: a quota a second, leases, ac
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.xdist_group("stores"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
@@ -85,6 +87,12 @@ class Story(stormy.Story):
 
 @pytest.fixture(scope="module")
 def played(seed: int, stalls: Stalls) -> Iterator[tuple[Evening, Story]]:
+    with undisturbed(stalls, partial(play, seed)) as played:
+        yield played
+
+
+@contextmanager
+def play(seed: int) -> Iterator[tuple[Evening, Story]]:
     with (
         short_folder() as folder,
         TikvCluster(folder / "tikv", stores=3) as tikv,

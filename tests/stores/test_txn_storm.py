@@ -5,6 +5,8 @@ thing breaks is drawn from the seed.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -12,7 +14,7 @@ from tests.processes.rainy import Evening, Plot, Stage, short_folder
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.servers.tikv import TikvCluster
-from tests.stalls import Stalls
+from tests.stalls import Stalls, undisturbed
 from tests.stores import stormy
 from tests.stores.stormy import (
     Fault,
@@ -33,7 +35,7 @@ pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(300),
     pytest.mark.xdist_group("stores"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
@@ -53,6 +55,12 @@ class Story(stormy.Story):
 
 @pytest.fixture(scope="module")
 def played(seed: int, stalls: Stalls) -> Iterator[tuple[Evening, Story]]:
+    with undisturbed(stalls, partial(play, seed)) as played:
+        yield played
+
+
+@contextmanager
+def play(seed: int) -> Iterator[tuple[Evening, Story]]:
     with (
         short_folder() as folder,
         TikvCluster(folder / "tikv", stores=3) as tikv,
