@@ -443,14 +443,15 @@ async def test_a_pod_that_starts_while_coordination_is_away_obeys_its_last_order
     """Design §6: last known good on restart."""
     await rain.open_campaign(mint_fake(rain.objects))
     await rain.switch("issue_speed", 0.5)
-    first = rain.pod(limits=replace(SMALL, start_wait_s=0.3))
+    first = rain.pod()
     await first.start()
     memory = rain.folder / "pod-1" / "orders.json"
     await until(lambda: memory.exists() and "issue_speed" in memory.read_text(), "remembered")
     await first.drain()
-    second = rain.pod(limits=replace(SMALL, start_wait_s=0.3))
+    second = rain.pod(limits=replace(SMALL, start_wait_s=0.05))
     second._watch._coordination = DeadCoordination()  # type: ignore[misc, assignment]
     await second.start()
+    await until(lambda: second.counts().files_active == 2, "the remembered files are open")
     assert second.service._controls.speed == 0.5
     assert await win(rain, second, 1000)
     await second.drain()
