@@ -284,9 +284,8 @@ def test_a_slow_store_costs_a_host_neither_a_shard_nor_its_membership() -> None:
 
     In virtual time: a machine that stands still for a lease's time would cost a shard, too.
     """
-    loop = VirtualLoop()
-    loop.run_until_complete(keep_shards_over_a_slow_store(loop.time))
-    loop.close()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(keep_shards_over_a_slow_store(runner.get_loop().time))
 
 
 async def keep_shards_over_a_slow_store(monotonic_s: Callable[[], float]) -> None:
