@@ -24,27 +24,27 @@ class Patient:
     """Asks again what failed while the machine stood still, or shortly after."""
 
     def __init__(self, inner: Any, stalls: Stalls) -> None:
-        self._inner = inner
+        self.bare = inner
         self._stalls = stalls
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self.bare, name)
 
     async def get(self, key: bytes) -> bytes | None:
-        return await self._ask(lambda: self._inner.get(key))
+        return await self._ask(lambda: self.bare.get(key))
 
     async def scan(self, start: bytes, end: bytes, limit: int) -> list[tuple[bytes, bytes]]:
-        return await self._ask(lambda: self._inner.scan(start, end, limit))
+        return await self._ask(lambda: self.bare.scan(start, end, limit))
 
     async def put_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
-        await self._ask(lambda: self._inner.put_many(items))
+        await self._ask(lambda: self.bare.put_many(items))
 
     async def create(self, key: bytes, value: bytes) -> bool:
         """Create; what is in doubt after a stall is read back, as an owner does it."""
 
         async def settled() -> bool:
             try:
-                return bool(await self._inner.create(key, value))
+                return bool(await self.bare.create(key, value))
             except Ambiguous:
                 if self._stood_still() and await self.get(key) == value:
                     return True

@@ -14,6 +14,7 @@ from tests.contracts.tikv_contracts import (
 )
 from tests.servers import binaries
 from tests.servers.tikv import TikvCluster
+from tests.stalls import Stalls
 
 
 @pytest.fixture
@@ -48,14 +49,14 @@ def test_a_given_cluster_is_raw_and_without_tls_unless_the_environment_says_so(
 @pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
 @pytest.mark.parametrize("kind", ["raw", "txn"])
 async def test_nothing_of_a_test_stays_in_a_cluster_that_was_given(
-    environ: pytest.MonkeyPatch, tmp_path: Path, kind: str
+    environ: pytest.MonkeyPatch, tmp_path: Path, kind: str, stalls: Stalls
 ) -> None:
     if kind == "txn":
         pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
     with TikvCluster(tmp_path / "tikv") as cluster:
         environ.setenv(PD_VARIABLE, ",".join(cluster.pd_endpoints))
         environ.setenv("HONGBAO_TEST_TIKV_API", kind)
-        contract = TikvContract(kind, None, given_settings())
+        contract = TikvContract(kind, None, given_settings(), stalls)
         everything = STORES[kind](cluster.pd_endpoints)
         await everything.put_many([(b"hongbao-test", b"theirs"), (b"hongbao-tests", b"theirs")])
         keys = [contract.key(f"{number:05d}") for number in range(2 * PUT_KEYS_MAX + 1)]
