@@ -19,6 +19,7 @@ from hongbao.transport.metrics import CallMetrics
 from hongbao.transport.upstreams import Endpoint, Upstream
 
 from tests.servers.started import free_port
+from tests.stalls import Stalls, judged
 from tests.transport.gateway import Gateway, gateway_config, running_gateway
 from tests.waiting import LIMIT_S, until
 
@@ -51,6 +52,7 @@ class Redeem:
 @asynccontextmanager
 async def gateway_to(folder: Path, *redeems: tuple[str, Redeem]) -> AsyncIterator[Gateway]:
     """Run a gateway of zone a in front of redeem processes of the given zones."""
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240  (a test that plays again needs another one)
     servers = [(zone, await redeem.start()) for zone, redeem in redeems]
     endpoints = tuple(Endpoint("127.0.0.1", server.port, zone) for zone, server in servers)
     upstream = Upstream("redeem", ("hongbao.v1.Redeem",), endpoints, embedded=False)
@@ -80,27 +82,36 @@ async def open_many(gateway: Gateway, count: int) -> list[int]:
     return [answer.json().get("amountFen", answer.status_code) for answer in answers]
 
 
-async def test_calls_stay_in_the_own_zone_and_leave_it_when_it_is_lost(tmp_path: Path) -> None:
-    near, far = Redeem(1), Redeem(2)
-    async with gateway_to(tmp_path, ("a", near), ("b", far)) as gateway:
-        assert await open_many(gateway, 10) == [1] * 10
-        near.error = Transient("the zone is lost")
-        assert await open_many(gateway, 10) == [2] * 10  # by retries at first, then by ejection
-        assert near.calls < 20
+async def test_calls_stay_in_the_own_zone_and_leave_it_when_it_is_lost(
+    tmp_path: Path, stalls: Stalls
+) -> None:
+    async def story(number: int) -> None:
+        near, far = Redeem(1), Redeem(2)
+        async with gateway_to(tmp_path / f"{number}", ("a", near), ("b", far)) as gateway:
+            assert await open_many(gateway, 10) == [1] * 10
+            near.error = Transient("the zone is lost")
+            assert await open_many(gateway, 10) == [2] * 10  # by retries at first, then by ejection
+            assert near.calls < 20
+
+    await judged(stalls, story)
 
 
-async def test_a_failure_that_a_retry_saved_is_not_final(tmp_path: Path) -> None:
+async def test_a_failure_that_a_retry_saved_is_not_final(tmp_path: Path, stalls: Stalls) -> None:
     """R29: the process counts a system failure, the gateway counts what the caller got."""
-    bad, good = Redeem(0, Transient("no")), Redeem(1)
-    async with gateway_to(tmp_path, ("a", bad), ("a", good)) as gateway:
-        await open_many(gateway, 20)
-        saved = await asyncio.to_thread(final_calls, gateway)
-        good.error = Rejected("never")
-        bad.error = Transient("no")
-        await open_many(gateway, 20)
-        rejected = await asyncio.to_thread(final_calls, gateway)
-    assert saved == {"ok": 20}
-    assert rejected == {"ok": 20, "logical": 20}
+
+    async def story(number: int) -> None:
+        bad, good = Redeem(0, Transient("no")), Redeem(1)
+        async with gateway_to(tmp_path / f"{number}", ("a", bad), ("a", good)) as gateway:
+            await open_many(gateway, 20)
+            saved = await asyncio.to_thread(final_calls, gateway)
+            good.error = Rejected("never")
+            bad.error = Transient("no")
+            await open_many(gateway, 20)
+            rejected = await asyncio.to_thread(final_calls, gateway)
+        assert saved == {"ok": 20}
+        assert rejected == {"ok": 20, "logical": 20}
+
+    await judged(stalls, story)
 
 
 def final_calls(gateway: Gateway) -> dict[str, float]:
@@ -110,15 +121,22 @@ def final_calls(gateway: Gateway) -> dict[str, float]:
     return {sample.labels["outcome"]: sample.value for sample in samples}
 
 
-async def test_an_unavailable_process_is_not_seen_by_callers(tmp_path: Path) -> None:
+async def test_an_unavailable_process_is_not_seen_by_callers(
+    tmp_path: Path, stalls: Stalls
+) -> None:
     """R26: one of three in the own zone answers nothing good, every call succeeds."""
-    bad, good, better = Redeem(0, Transient("no")), Redeem(1), Redeem(1)
-    async with gateway_to(tmp_path, ("a", bad), ("a", good), ("a", better)) as gateway:
-        assert await open_many(gateway, 40) == [1] * 40
-        ejected = await gateway.admin.statistics(
-            "redeem.outlier_detection.ejections_enforced_total"
-        )
-    assert sum(ejected.values()) >= 1
+
+    async def story(number: int) -> None:
+        redeems = Redeem(0, Transient("no")), Redeem(1), Redeem(1)
+        where = tmp_path / f"{number}"
+        async with gateway_to(where, *(("a", redeem) for redeem in redeems)) as gateway:
+            assert await open_many(gateway, 40) == [1] * 40
+            ejected = await gateway.admin.statistics(
+                "redeem.outlier_detection.ejections_enforced_total"
+            )
+        assert sum(ejected.values()) >= 1
+
+    await judged(stalls, story)
 
 
 @pytest.mark.parametrize(
