@@ -441,9 +441,12 @@ async def test_after_a_restart_a_lease_gets_its_full_ttl_and_epochs_still_rise(
     """
     for factor in FACTORS:
         ttl_s = factor * contract.ttl_s
+        asked_s = now_s()
         first = await acquire_later(contract, "p1", ttl_s=ttl_s)
         await asyncio.sleep(ttl_s * 2 / 3)
         restarts_s = now_s()
+        if restarts_s - asked_s >= ttl_s:  # it may have run out before
+            continue
         await contract.restart()
         held = await is_held(contract, since_s=restarts_s, ttl_s=ttl_s)
         renewed = await contract.store.renew(first)
