@@ -25,6 +25,10 @@ REPLY_BYTES_MAX: Final = 3 << 20
 SAFE_PAIRS: Final = REPLY_BYTES_MAX // VALUE_BYTES_MAX
 """A page of a scan that fits whatever the values are; the next ones grow."""
 PAGE_GROWTH: Final = 4
+SPLIT_S_MAX: Final = 1.5
+"""While a region splits, PD knows none for some keys, and the client gives up at once. So what
+changes nothing is repeated for so long; a failure that comes later than this is told."""
+SPLIT_PAUSE_S: Final = 0.05
 PUT_KEYS_MAX: Final = 256
 """The client sends all keys of a transaction with each 16 KiB of it, so a put, which need not be
 one transaction, is several. The test store keeps those keys in every lock, too: from about 500 keys
@@ -149,20 +153,31 @@ class TikvTxnStore:
 
         Raises Transient when nothing was sent, bare exceptions when nobody knows.
         """
-        try:
+
+        async def prepare() -> Any:
             transaction = await (await self._connected()).begin()
-            if not await _prepared(transaction, write):
-                return False
+            return transaction if await _prepared(transaction, write) else None
+
+        try:
+            transaction = await _over_splits(prepare)
         except Exception as error:
             raise Transient(f"{what}: {error}") from error
+        if transaction is None:
+            return False
         await transaction.commit()
         return True
 
     async def _get(self, key: bytes) -> bytes | None:
-        found: bytes | None = await (await self._snapshot()).get(self._namespace + key)
-        return found
+        async def read() -> bytes | None:
+            found: bytes | None = await (await self._snapshot()).get(self._namespace + key)
+            return found
+
+        return await _over_splits(read)
 
     async def _scan(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
+        return await _over_splits(lambda: self._scan_once(start, end, limit))
+
+    async def _scan_once(self, start: bytes, end: bytes, limit: int) -> list[Pair]:
         """Read one snapshot, page by page."""
         found: list[Pair] = []
         first, last = self._namespace + start, self._namespace + end
@@ -187,6 +202,19 @@ class TikvTxnStore:
             if self._client is None:
                 self._client = await self._library.TransactionClient.connect(self._endpoints)
             return self._client
+
+
+async def _over_splits(read: Callable[[], Awaitable[T]]) -> T:
+    """Repeat what changes nothing until it gives something, or fails for longer than a split."""
+    now_s = asyncio.get_running_loop().time
+    ends_s = now_s() + SPLIT_S_MAX
+    while True:
+        try:
+            return await read()
+        except Exception:  # bare exceptions: the client tells a split from nothing else
+            if now_s() > ends_s:
+                raise
+        await asyncio.sleep(SPLIT_PAUSE_S)
 
 
 async def _prepared(transaction: Any, write: Callable[[Any], Awaitable[bool]]) -> bool:
