@@ -45,6 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TikvCluster]:
 
 @pytest.fixture
 async def namespace(cluster: TikvCluster) -> bytes:
+    await asyncio.to_thread(cluster.heal)
     return next(_namespaces)
 
 
