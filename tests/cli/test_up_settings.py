@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hongbao.cli.fund import pay_in_run
 from hongbao.cli.rain import prepare_run
+from hongbao.cli.run_claim import claim_ledger
 from hongbao.cli.run_dir import RunDir, access_pods, plan_processes
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.domain.errors import NotFound, Rejected
@@ -140,6 +141,19 @@ async def test_money_commands_use_the_database_that_the_settings_name(tmp_path: 
     assert all(new for _, new in await pay_in_run(run.path))
     assert (tmp_path / "elsewhere.db").exists()
     assert not (run.path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("name", ["a b", "50%23", "a#b", "a?b", "红包"])
+def test_the_ledger_lies_in_the_runs_folder_whatever_that_is_called(
+    tmp_path: Path, name: str
+) -> None:
+    """As found: behind a `?` or a percent it lay in another folder, which two runs might share."""
+    run = RunDir(tmp_path / name)
+    run.path.mkdir()
+    url = run.ledger_url(UpSettings(campaign=tmp_path / "campaign.yaml"))
+    claim_ledger(run, url, "campaign").dispose()
+    assert (run.path / "ledger.db").is_file()
+    assert list(tmp_path.iterdir()) == [run.path]
 
 
 @pytest.mark.parametrize(

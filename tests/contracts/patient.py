@@ -5,6 +5,7 @@ servers elect leaders anew. That is no breach of the contract: reads and puts ma
 whether a create happened can be read back. What fails without a stall fails here, too.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from hongbao.domain.errors import Ambiguous, Transient
 
 from tests.stalls import Stalls
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, POLL_S
 
 SETTLED_S_MAX = 10.0
 """Servers have leaders again so long after a stall."""
@@ -41,14 +42,18 @@ class Patient:
 
     async def create(self, key: bytes, value: bytes) -> bool:
         """Create; what is in doubt after a stall is read back, as an owner does it."""
+        doubtful = False
 
         async def settled() -> bool:
+            nonlocal doubtful
             try:
-                return bool(await self.bare.create(key, value))
+                created = bool(await self.bare.create(key, value))
             except Ambiguous:
+                doubtful = True
                 if self._stood_still() and await self.get(key) == value:
                     return True
                 raise
+            return created or (doubtful and await self.get(key) == value)
 
         return await self._ask(settled)
 
@@ -60,6 +65,7 @@ class Patient:
             except Transient:
                 if not self._stood_still() or time.monotonic() > give_up_s:
                     raise
+            await asyncio.sleep(POLL_S)
 
     def _stood_still(self) -> bool:
         now_s = time.monotonic()

@@ -11,12 +11,11 @@ from hongbao.shards.ports import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from tests.contracts.conftest import EMBEDDED, embedded_contract
 from tests.contracts.store_contracts import Contract
 from tests.contracts.tikv_contracts import TIKV, TXN, tikv_contract
+from tests.waiting import LIMIT_S
 
 REPEATS_MAX = 100
 KILLS_MAX = 20
 """A kill that interrupts no call is possible each time; twenty in a row are not."""
-WRITES_S_MAX = 60.0
-"""How long a store that was killed may need to elect and to be found again by its client."""
 
 
 @pytest.fixture(params=[*EMBEDDED, *TIKV])
@@ -296,8 +295,7 @@ async def test_a_create_that_a_kill_interrupts_is_told_by_reading_back(contract:
     writers = [asyncio.create_task(write(writer)) for writer in range(8)]
     for _ in range(KILLS_MAX):
         answered.clear()
-        async with asyncio.timeout(WRITES_S_MAX):
-            await answered.wait()
+        await asyncio.wait_for(answered.wait(), LIMIT_S)
         await asyncio.sleep(0.05)
         await contract.restart()
         if None in outcomes.values():

@@ -308,6 +308,7 @@ class TikvCluster:
         (pyproject.toml) on a cluster that is made anew (`heal`).
         """
         if self._pd is not None and self._pd.poll() is not None:
+            self._broken = True
             raise ServerDied(f"{what}: PD died; logs are in {self.folder}")
         for index, process in enumerate(self._processes):
             if process is not None and process.poll() is not None:

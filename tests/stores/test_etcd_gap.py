@@ -17,8 +17,7 @@ from tests.servers.etcd import EtcdCluster
 from tests.stores.etcd_load import connected
 from tests.waiting import LIMIT_S
 
-ASKED = FAILURES_TOLD + 2
-"""Some 4 s of pauses between the questions, and what a busy machine adds."""
+ASKED = FAILURES_TOLD + 2  # some 4 s of pauses between them
 
 
 @pytest.mark.processes

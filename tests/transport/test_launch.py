@@ -47,6 +47,35 @@ def test_the_admin_interface_is_no_port() -> None:
     assert json.loads(json.dumps(built)) == built
 
 
+@pytest.mark.parametrize("web", [True, False])
+def test_what_arrives_as_grpc_passes_by_the_filters_that_translate(web: bool) -> None:
+    """JSON and gRPC-Web meet other routes first, so the filters stay for them."""
+    config = GatewayConfig(
+        port=1, app="a:b", local_services=("hongbao.v1.Access",), zone="a", admin_path="/run/x",
+        web=web, upstreams=(Upstream("redeem", ("hongbao.v1.Redeem",), ()),),
+    )  # fmt: skip
+    listener = build_gateway_config(config)["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    translating = {"envoy.filters.http.grpc_web", "envoy.filters.http.grpc_json_transcoder"}
+    assert translating & {one["name"] for one in manager["http_filters"]} == (
+        translating if web else set()
+    )
+    (host,) = manager["route_config"]["virtual_hosts"]
+    for service in ("hongbao.v1.Access", "hongbao.v1.Redeem"):
+        wanted = (f"/{service}/", "/")
+        first = next(
+            route for route in host["routes"]
+            if route["match"]["prefix"] in wanted and "grpc" in route["match"]
+        )  # fmt: skip
+        passed = first.get("typed_per_filter_config", {})
+        assert {name for name, one in passed.items() if one["disabled"]} == (
+            translating if web else set()
+        )
+    assert all(
+        "grpc" in route["match"] for route in host["routes"] if route.get("typed_per_filter_config")
+    )
+
+
 def test_the_own_zone_comes_first_and_the_others_share_the_rest() -> None:
     endpoints = tuple(Endpoint("10.0.0.1", port, zone) for port, zone in enumerate("abcb"))
     found = {

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from hongbao.cli.settings import UpSettings
 from hongbao.domain.assignment import AccessPod
@@ -68,7 +69,7 @@ class RunDir:
 
     def ledger_url(self, settings: UpSettings) -> str:
         """Return where the money is: the settings' database, else a file of this folder."""
-        return settings.ledger_url or f"sqlite:///{self.path / 'ledger.db'}"
+        return settings.ledger_url or f"sqlite:///{quote(str(self.path / 'ledger.db'))}"
 
     def cache(self, process: str) -> Path:
         return self.path / "cache" / process

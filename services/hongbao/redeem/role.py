@@ -95,7 +95,7 @@ class RedeemRole:
             monotonic_s=monotonic_s,
             limits=limits,
         )
-        self.open: Final = self._service.open
+        self.open: Final = self._service.open  # itself: a wrapper is a frame more for each open
         self.user_of: Final = self._service.user_of
         self._watch: Final = FactsWatch(
             coordination,

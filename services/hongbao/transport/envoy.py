@@ -354,7 +354,7 @@ def build_upstream_route(service: str, upstream: Upstream, config: GatewayConfig
 
 
 def untranslated() -> Json:
-    """Build the exception from translation for what arrives as gRPC: an eighth of Envoy's thread.
+    """Build the exception from translation for what arrives as gRPC, which needs none.
 
     Filters are chosen by a request's first route; JSON and gRPC-Web have another one by then.
     """
