@@ -7,7 +7,7 @@ story on TiKV and etcd.
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,11 @@ class Load:
         self.acknowledged: dict[bytes, int] = {}
         self.running = True
         self._router = router
+
+    async def until_more(self, count: int) -> None:
+        """Return when so many more were acknowledged."""
+        wanted = len(self.acknowledged) + count
+        await until(lambda: len(self.acknowledged) >= wanted, f"{count} more are acknowledged")
 
     async def run(self, client: int) -> None:
         number = client
@@ -131,23 +136,15 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed
     """Play the story and check what is left."""
     pause = Pause.drawn(Dice(seed ^ sum(hearing.encode())))
     print(f"drawn from seed {seed}: {pause}")
-    workers = [Worker(name, tmp_path, SHARDS, hearing) for name in ("toy-a-0", "toy-b-0")]
-    peers = GrpcPeers(call_s_max=0.6)
-    router = ShardRouter(stores.coordination, lambda plane, shard: None, peers)
-    following = asyncio.create_task(router.follow("toy"))
-    load = Load(router)
-    clients = [asyncio.create_task(load.run(client)) for client in range(16)]
-    try:
-        await until(lambda: one_each(workers))
-        await until(lambda: len(load.acknowledged) > pause.acknowledged_before)
+    async with under_load(stores, tmp_path, hearing) as (workers, load):
+        await load.until_more(pause.acknowledged_before)
         await asyncio.sleep(pause.delay_s)
         await until(lambda: one_each(workers))
         paused, other = sorted(workers, key=lambda worker: not owns(worker, pause.shard))
         ((shard, epoch),) = paused.tenures()
         paused.process.send_signal(signal.SIGSTOP)
         await until(lambda: owns(other, pause.shard))
-        before = len(load.acknowledged)
-        await until(lambda: len(load.acknowledged) > before + pause.acknowledged_meanwhile)
+        await load.until_more(pause.acknowledged_meanwhile)
         await asyncio.sleep(pause.longer_s)
         paused.process.send_signal(signal.SIGCONT)
         if hearing == "deaf":  # it still answers as the owner: give it something to write
@@ -158,6 +155,22 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed
         assert left[3] == "Fenced"
         if hearing == "deaf":
             assert "belongs to another writer" in " ".join(left)
+
+
+@asynccontextmanager
+async def under_load(
+    stores: SharedState, folder: Path, hearing: str = "good"
+) -> AsyncIterator[tuple[list[Worker], Load]]:
+    """Let two processes share the shards and clients add to them; then check what is left."""
+    workers = [Worker(name, folder, SHARDS, hearing) for name in ("toy-a-0", "toy-b-0")]
+    peers = GrpcPeers(call_s_max=0.6)
+    router = ShardRouter(stores.coordination, lambda plane, shard: None, peers)
+    following = asyncio.create_task(router.follow("toy"))
+    load = Load(router)
+    clients = [asyncio.create_task(load.run(client)) for client in range(16)]
+    try:
+        await until(lambda: one_each(workers))
+        yield workers, load
         load.running = False
         await asyncio.gather(*clients)
     finally:

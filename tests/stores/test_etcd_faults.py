@@ -15,6 +15,7 @@ from hongbao.adapters.etcd import EtcdCoordination
 from hongbao.adapters.etcd_members import ATTEMPT_S_MAX, CALL_S_MAX
 from hongbao.domain.errors import Ambiguous, Transient
 from hongbao.shards.block import ShardKey
+from hongbao.shards.lease import MARGIN_SHARE
 from hongbao.shards.ports import Versioned
 from hongbao.shards.ranges import FIRST_NUMBER, take_range
 
@@ -22,7 +23,7 @@ from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.sim.dice import Dice
 from tests.stores import etcd_history
-from tests.stores.etcd_load import Load, connected
+from tests.stores.etcd_load import LEASE_TTL_S, Load, connected
 from tests.stores.relay import Relay
 from tests.waiting import until
 
@@ -54,8 +55,11 @@ def dice(request: pytest.FixtureRequest, seed: int) -> Dice:
 
 
 @asynccontextmanager
-async def loaded(cluster: EtcdCluster, dice: Dice) -> AsyncIterator[Load]:
-    """Run the clients around a fault, with calm before and behind it; then check all they saw."""
+async def loaded(cluster: EtcdCluster, dice: Dice, *, early_s: float = 0.0) -> AsyncIterator[Load]:
+    """Run the clients around a fault, with calm before and behind it; then check all they saw.
+
+    `early_s`: how long two may rely on a lease that etcd gave away early.
+    """
     load = Load(cluster.settings(f"{secrets.token_hex(6)}/"), dice)
     try:
         await load.start()
@@ -64,12 +68,12 @@ async def loaded(cluster: EtcdCluster, dice: Dice) -> AsyncIterator[Load]:
         await asyncio.to_thread(cluster.wait_until_serving)
         await asyncio.sleep(2.0)
         await load.until_judgeable()
-        check(load, *await load.finish())
+        check(load, *await load.finish(), early_s=early_s)
     finally:
         await load.close()
 
 
-def check(load: Load, final: int, there: list[Versioned]) -> None:
+def check(load: Load, final: int, there: list[Versioned], *, early_s: float = 0.0) -> None:
     """Judge a finished history, and show its size."""
     history = load.history
     gap_s = etcd_history.longest_gap_s(history.answered_at_s)
@@ -78,7 +82,7 @@ def check(load: Load, final: int, there: list[Versioned]) -> None:
         f"{len(history.written)} written, {len(history.tenures)} tenures, gap {gap_s:.2f} s"
     )
     etcd_history.check_counter(final, history.counted, history.unknown)
-    etcd_history.check_tenures(history.tenures)
+    etcd_history.check_tenures(history.tenures, early_s=early_s)
     assert len(history.seen) >= 3
     truth = {event for seen in history.seen.values() for event in seen}
     for seen in history.seen.values():
@@ -119,8 +123,12 @@ async def test_all_members_are_killed_and_restarted(cluster: EtcdCluster, dice: 
 
 
 async def test_one_member_after_the_other_is_paused(cluster: EtcdCluster, dice: Dice) -> None:
-    """A paused member keeps its connections: only time limits tell."""
-    async with loaded(cluster, dice) as load:
+    """A paused member keeps its connections: only time limits tell.
+
+    A leader that wakes revokes the leases that others renewed at the next leader (etcd's fault, see
+    docs/stores.md). Their holder then stops by its own clock, at the latest.
+    """
+    async with loaded(cluster, dice, early_s=LEASE_TTL_S * (1 - MARGIN_SHARE)) as load:
         first = dice.below(3)
         for index in (await asyncio.to_thread(cluster.leader), first, (first + 1) % 3):
             cluster.pause(index)

@@ -49,6 +49,15 @@ def test_a_lease_with_two_holders_or_a_falling_epoch_is_found(tenure: Tenure, wh
         etcd_history.check_tenures([*TENURES, tenure])
 
 
+def test_a_lease_that_etcd_gave_away_early_has_two_holders_for_a_limited_time() -> None:
+    both = [*TENURES, Tenure("r", 9, 1.9, 4.0)]
+    etcd_history.check_tenures(both, early_s=0.2)
+    with pytest.raises(AssertionError, match="both hold"):
+        etcd_history.check_tenures(both, early_s=0.05)
+    with pytest.raises(AssertionError, match="came behind"):
+        etcd_history.check_tenures([*TENURES, Tenure("r", 6, 1.9, 4.0)], early_s=0.2)
+
+
 @pytest.mark.parametrize(
     ("seen", "compactions", "what"),
     [

@@ -2,7 +2,8 @@
 
 A lease counts from the moment its last renewal was SENT, on the monotonic clock, less a margin
 for clocks that run at different speeds; the store counts from when it answered. So the holder
-always stops first, whatever the wall clock does (F9) and however long it was paused (F7).
+always stops first, whatever the wall clock does (F9) and however long it was paused (F7), unless
+the store itself breaks its word, as an etcd leader that wakes may (docs/stores.md).
 """
 
 import asyncio
@@ -53,7 +54,7 @@ class HeldLease:
         return None if lease is None else cls(coordination, lease, sent_at_s, monotonic_s)
 
     def valid(self) -> bool:
-        """Tell whether nobody else can have got the lease yet."""
+        """Tell whether nobody else can have got the lease yet, if the store keeps its word."""
         return not self._lost and self._monotonic_s() < self._sent_at_s + self._trusted_s
 
     async def renew(self) -> bool:
