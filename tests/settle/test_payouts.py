@@ -261,6 +261,27 @@ async def test_a_key_that_paid_something_else_is_refused(
     assert (await sink.pay(transfer(1, amount_fen=9))).answer is SinkAnswer.REFUSED
 
 
+async def test_payments_that_are_cut_off_leave_the_sink_as_good_as_new(
+    backend: Backend, sink: WebhookSink
+) -> None:
+    """A lease that moves cuts off what its holder pays; httpcore lost a connection each time."""
+    for ticks in range(10):
+        paying = [
+            asyncio.create_task(sink.pay(transfer(serial)))
+            for serial in range(2 * webhook.CONNECTIONS_MAX)
+        ]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        for task in paying:
+            task.cancel()
+        await asyncio.gather(*paying, return_exceptions=True)
+    began = sum(backend.calls.values())
+    replies = await asyncio.gather(*(sink.pay(transfer(serial)) for serial in range(500)))
+    assert {reply.answer for reply in replies} <= {SinkAnswer.PAID, SinkAnswer.EXISTS}
+    assert sum(backend.calls.values()) >= began + 500
+    assert len(backend.payments) == 500
+
+
 async def test_no_backend_at_all_is_transient() -> None:
     async with WebhookSink("http://127.0.0.1:1/pay", CAMPAIGN, retry_s=0.001) as sink:
         with pytest.raises(Transient, match="tiny/1"):

@@ -8,6 +8,7 @@ POST, JSON body, header `Idempotency-Key: <campaign>/<serial>`. The backend must
 User and transfer are decimal strings in the body, because they may pass 2^53.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -54,11 +55,16 @@ class WebhookSink:
             limits=httpx.Limits(max_connections=CONNECTIONS_MAX),
             trust_env=False,
         )
+        self._free = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._under_way: set[asyncio.Future[httpx.Response]] = set()
 
     async def __aenter__(self) -> "WebhookSink":
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        for call in self._under_way:
+            call.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
         await self._client.aclose()
 
     async def pay(self, transfer: Transfer) -> SinkReply:
@@ -77,9 +83,7 @@ class WebhookSink:
             raise Transient(f"webhook {key}: {error!r}") from error
 
     async def _post(self, key: str, payment: dict[str, Any]) -> SinkReply:
-        response = await self._client.post(
-            self._url, json=payment, headers={"Idempotency-Key": key}
-        )
+        response = await self._send(key, payment)
         status = response.status_code
         detail = f"{status} {response.text[:DETAIL_CHARS_MAX]}"
         if response.is_success:
@@ -91,6 +95,24 @@ class WebhookSink:
         if response.is_client_error and status not in ASK_AGAIN:
             return SinkReply(SinkAnswer.REFUSED, detail)
         raise Transient(f"webhook {key}: {detail}")
+
+    async def _send(self, key: str, payment: dict[str, Any]) -> httpx.Response:
+        """Post, and let the call end by itself where its caller is cut off.
+
+        Httpcore never gets back a connection whose call is cancelled before it began, or ceases to
+        wait for one (its issue 1093): no call is cancelled, and none has to wait for a connection.
+        """
+        await self._free.acquire()
+        call = asyncio.ensure_future(
+            self._client.post(self._url, json=payment, headers={"Idempotency-Key": key})
+        )
+        self._under_way.add(call)
+        call.add_done_callback(self._ended)
+        return await asyncio.shield(call)
+
+    def _ended(self, call: "asyncio.Future[httpx.Response]") -> None:
+        self._under_way.discard(call)
+        self._free.release()
 
 
 def parse_url(text: str) -> httpx.URL:
