@@ -16,7 +16,7 @@ import pytest
 from hongbao.cli.run_dir import ProcessSpec
 
 from tests.processes import checkers
-from tests.processes.rainy import Evening, Plot, Stage, play_evening, short_folder
+from tests.processes.rainy import Evening, Plot, Stage, play_evening, query, short_folder
 from tests.stalls import Stalls, undisturbed
 
 SHIM = Path(__file__).with_name("preload.c")
@@ -144,6 +144,13 @@ def test_a_slow_disk_slows_and_does_not_stop(evening: Evening) -> None:
     """F18."""
     from_ms, until_ms = evening.notes.facts["store slow_disk 100"]
     assert sum(from_ms < one.at_ms < until_ms for one in evening.acknowledged) > 50
+
+
+def test_the_wall_clocks_jumped_as_settlement_saw_them(evening: Evening) -> None:
+    """F9: else the tests of the jump would prove nothing; access and redeem keep the true time."""
+    sql = "SELECT opened_at_ms, credited_at_ms FROM transfers WHERE credited_at_ms > 0"
+    late_s = [(credited - opened) / 1000 for opened, credited in query(evening.run, sql)]
+    assert {round(one / HOUR_S) for one in late_s} == {-1, 0, 1}
 
 
 def test_no_lease_moves_when_wall_clocks_jump_an_hour(evening: Evening) -> None:
