@@ -53,18 +53,18 @@ async def read_checkpoint(store: LogStore, shard: ShardKey) -> Checkpoint | None
     position, epoch, slot, chunks, size, digest = _HEAD.unpack(head)
     if chunks > CHUNKS_MAX:
         return None
-    found = [await store.get(shard.checkpoint_chunk(epoch, slot, index)) for index in range(chunks)]
-    snapshot = b"".join(chunk for chunk in found if chunk is not None)
-    if len(snapshot) != size or _digest(position, snapshot) != digest:
+    found, hasher = [], _hasher(position)
+    for index in range(chunks):
+        chunk = await store.get(shard.checkpoint_chunk(epoch, slot, index))
+        if chunk is None:
+            return None
+        hasher.update(chunk)  # here, so that leases are renewed between two chunks
+        found.append(chunk)
+    snapshot = b"".join(found)
+    if len(snapshot) != size or hasher.digest() != digest:
         return None
     return Checkpoint(position, epoch, snapshot)
 
 
 def _hasher(position: int) -> "hashlib.blake2b":
     return hashlib.blake2b(struct.pack(">Q", position), digest_size=_DIGEST_BYTES)
-
-
-def _digest(position: int, snapshot: bytes) -> bytes:
-    hasher = _hasher(position)
-    hasher.update(snapshot)
-    return hasher.digest()
