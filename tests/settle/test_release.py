@@ -1,5 +1,7 @@
 """Quarantine has a way out: a claim that passes every check today is paid, once (R51, R54)."""
 
+import asyncio
+
 import pytest
 import sqlalchemy as sa
 from hongbao.adapters.sql_fund import SqlFund
@@ -9,11 +11,12 @@ from hongbao.domain.claim import Claim
 from hongbao.domain.errors import Rejected
 from hongbao.settle.book import Book, KeyRules
 from hongbao.settle.fund import FundMovement, Minted, Pool
-from hongbao.settle.ports import Posting, Quarantined, Transfer, TransferState
+from hongbao.settle.payout import Payout
+from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, TransferState
 from hongbao.settle.release import Release, plan_release
 from hongbao.settle.settler import Settler
 
-from tests.minted import MintedCampaign
+from tests.minted import CAMPAIGN, MintedCampaign
 from tests.settle.claims import SteppedClock, blocks_of, book_of, shard_claims
 
 AT_MS = 1_700_000_100_000
@@ -80,8 +83,7 @@ def test_a_packet_that_is_paid_to_another_is_not_released(
     engine: sa.Engine, minted: MintedCampaign
 ) -> None:
     claim = quarantine_one(engine, minted)
-    names = ("serial", "user", "sponsor", "slot", "key_id", "amount_fen", "opened_at_ms")
-    theirs = Transfer(*(getattr(claim, name) for name in names))._replace(user=claim.user + 1)
+    theirs = transfer_of(claim)._replace(user=claim.user + 1)
     SqlLedger(engine).post(Posting(0, 2, 3, CREDITED, AT_MS, [theirs], []))
     assert [row.status for row in SqlQuarantine(engine).rows()] == ["posted to another"]
     with pytest.raises(Rejected, match=f"paid to user {claim.user + 1} already"):
@@ -114,16 +116,61 @@ def test_a_claim_behind_refunds_is_not_paid_from_money_that_is_gone(
     assert SqlQuarantine(engine).release(plan(engine, claim, book_of(minted)))
 
 
+def refuse_one(engine: sa.Engine, minted: MintedCampaign, **changes: int) -> Claim:
+    """Post one good claim, but for the changes, and let the sink refuse it."""
+    claim = shard_claims(minted, count=1)[0]._replace(**changes)
+    transfer = transfer_of(claim)
+    SqlLedger(engine).post(Posting(0, 0, 1, PENDING, AT_MS, [transfer], []))
+    sink, clock = RefusingSink(), SteppedClock()
+    payout = Payout(0, SqlLedger(engine), sink, wall_ms=clock.wall_ms, campaign=CAMPAIGN)
+    assert asyncio.run(payout.step()).refused == 1
+    return claim
+
+
+def transfer_of(claim: Claim) -> Transfer:
+    return Transfer._make(getattr(claim, name) for name in Transfer._fields)
+
+
+class RefusingSink:
+    """Is a payment backend that wants none of it."""
+
+    async def pay(self, _transfer: Transfer) -> SinkReply:
+        return SinkReply(SinkAnswer.REFUSED, "422 no such user")
+
+
 def test_a_payment_that_the_sink_refused_is_asked_for_again(
     engine: sa.Engine, minted: MintedCampaign
 ) -> None:
-    ledger, quarantine = SqlLedger(engine), SqlQuarantine(engine)
-    transfer = Transfer(30, 7, 1, 1, 1, 90, AT_MS)
-    ledger.post(Posting(0, 0, 1, PENDING, AT_MS, [transfer], []))
-    evidence = str(transfer._asdict()).replace("'", '"')
-    refused = Quarantined(0, 30, -1, 30, 7, 1, 90, 90, "sink_refused", evidence)
-    ledger.refuse(transfer, refused, AT_MS)
-    release = plan_release([refused], book_of(minted), state=PENDING, why="typo", at_ms=AT_MS)
-    assert quarantine.release(release)
-    assert ledger.pending(0, 10) == [transfer]
-    assert SqlFund(engine).pools() == [Pool(1, pending_fen=90)]
+    claim = refuse_one(engine, minted)
+    assert SqlQuarantine(engine).release(plan(engine, claim, book_of(minted), PENDING))
+    assert SqlLedger(engine).pending(0, 10) == [transfer_of(claim)]
+    assert SqlFund(engine).pools() == [Pool(claim.sponsor, pending_fen=claim.amount_fen)]
+
+
+def test_a_payment_that_the_sink_refused_is_checked_by_todays_rules(
+    engine: sa.Engine, minted: MintedCampaign
+) -> None:
+    """R46, F20: as found, a key that was denied since did not matter."""
+    claim = refuse_one(engine, minted)
+    denied = book_of(minted, keys=KeyRules(denied=frozenset({claim.key_id})))
+    with pytest.raises(Rejected, match="still fails: key_denied"):
+        plan(engine, claim, denied, PENDING)
+    with pytest.raises(Rejected, match="still fails: scheme_not_active"):
+        plan(engine, claim, book_of(minted, active={1: 2, 2: 2}), PENDING)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"serial": 30}, "unknown_packet"),
+        ({"sponsor": 9}, "header_differs"),
+        ({"amount_fen": 90_000}, "amount_differs"),
+        ({"user": 0}, "out_of_range"),
+    ],
+)
+def test_a_payment_that_the_sink_refused_is_held_against_what_was_minted(
+    sqlite_engine: sa.Engine, minted: MintedCampaign, change: dict[str, int], reason: str
+) -> None:
+    claim = refuse_one(sqlite_engine, minted, **change)
+    with pytest.raises(Rejected, match=f"still fails: {reason}"):
+        plan(sqlite_engine, claim, book_of(minted), PENDING)

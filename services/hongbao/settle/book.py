@@ -106,6 +106,13 @@ class Book:
             amount_fen=self._amounts_of(serials, places.known),
         )
 
+    def batch_of(self, serial: int) -> int | None:
+        """Return the batch of a packet; None when no scheme has it."""
+        batches = (batch for manifest in self.manifests for batch in manifest.batches)
+        return next(
+            (one.batch for one in batches if 0 <= serial - one.serial_base < one.count), None
+        )
+
     def active_scheme(self, slots: Ints) -> Ints:
         """Return the active scheme's number of each slot, 0 where there is none."""
         inside = (slots >= 0) & (slots < len(self._active))

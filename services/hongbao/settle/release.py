@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from hongbao.domain.claim import claims_array
+from hongbao.domain.claim import CLAIM_DTYPE, claims_array
 from hongbao.domain.errors import Rejected
-from hongbao.settle.book import Book
-from hongbao.settle.checks import Reason, check_claims
+from hongbao.settle.book import Book, MintedPackets
+from hongbao.settle.checks import Claims, Reason, check_claims
 from hongbao.settle.ports import Quarantined, Transfer, TransferState
 
 WHY_CHARS_MAX: Final = 200
@@ -63,28 +63,34 @@ def plan_release(
         raise Rejected(f"a reason has 1 to {WHY_CHARS_MAX} printable characters", field="why")
     failed = []
     for row in rows:
-        if row.reason == Reason.SINK_REFUSED.label:
-            transfer: Transfer | None = _refused_transfer(row)
-        else:
-            transfer, reason = _check(row, book)
-            failed.append(reason.label)
-        if transfer is not None:
+        claims = _claims(row, book)
+        minted = _look_up(claims, book)
+        reason = Reason(int(check_claims(claims, minted, book, row.shard)[0]))
+        if reason is Reason.GOOD:
+            transfer = Transfer._make(int(claims[name][0]) for name in Transfer._fields)
             return Release(row.shard, transfer, state, why, at_ms)
+        failed.append(reason.label)
     serial = rows[0].serial if rows else "?"
     raise Rejected(f"packet {serial} still fails: {', '.join(failed)}", field="serial")
 
 
-def _refused_transfer(row: Quarantined) -> Transfer:
-    """Return the transfer that the sink refused: it was checked before it was posted."""
+def _claims(row: Quarantined, book: Book) -> Claims:
+    """Return the quarantined claim as an array of one.
+
+    Of a payment that the sink refused the transfer is kept: where its packet lies was checked
+    before it was posted, and no rule changes that.
+    """
     evidence = json.loads(row.evidence)
-    return Transfer._make(int(evidence[name]) for name in Transfer._fields)
+    if row.reason != Reason.SINK_REFUSED.label:
+        return claims_array(bytes.fromhex(evidence["claim"]))
+    claims = np.zeros(1, CLAIM_DTYPE)
+    for name in Transfer._fields:
+        claims[name] = evidence[name]
+    claims["batch"] = book.batch_of(int(evidence["serial"])) or 0
+    minted = _look_up(claims, book)
+    claims["file"], claims["bit"] = minted.file, minted.bit
+    return claims
 
 
-def _check(row: Quarantined, book: Book) -> tuple[Transfer | None, Reason]:
-    claims = claims_array(bytes.fromhex(json.loads(row.evidence)["claim"]))
-    serials, batches = claims["serial"].astype(np.int64), claims["batch"].astype(np.int64)
-    minted = book.look_up(batches, serials)
-    reason = Reason(int(check_claims(claims, minted, book, row.shard)[0]))
-    if reason is not Reason.GOOD:
-        return None, reason
-    return Transfer._make(int(claims[name][0]) for name in Transfer._fields), reason
+def _look_up(claims: Claims, book: Book) -> MintedPackets:
+    return book.look_up(claims["batch"].astype(np.int64), claims["serial"].astype(np.int64))
