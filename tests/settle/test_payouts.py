@@ -17,7 +17,7 @@ from hongbao.cli.settings import read_settings
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.fund import Pool
 from hongbao.settle.memory import MemoryLedger
-from hongbao.settle.payout import DEFER_MS, DEFERRED_MAX, PAYOUT_TRANSFERS_MAX, Payout
+from hongbao.settle.payout import DEFER_MS, DEFERRED_MAX, PAYOUT_TRANSFERS_MAX, PaidOut, Payout
 from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, TransferState
 
 from tests.minted import CAMPAIGN
@@ -102,7 +102,11 @@ def pending_ledger(engine: sa.Engine, *transfers: Transfer) -> SqlLedger:
 
 def payout_of(ledger: SqlLedger, sink: WebhookSink, clock: SteppedClock | None = None) -> Payout:
     wall_ms = (clock or SteppedClock()).wall_ms
-    return Payout(0, ledger, sink, wall_ms=wall_ms, campaign=CAMPAIGN)
+    return Payout(0, ledger, sink, paused=never_paused, wall_ms=wall_ms, campaign=CAMPAIGN)
+
+
+def never_paused() -> bool:
+    return False
 
 
 def states(engine: sa.Engine) -> dict[int, int]:
@@ -234,10 +238,30 @@ async def test_more_silent_payments_than_can_be_deferred_block_nothing_behind_th
     transfers = [transfer(n, amount_fen=n) for n in range(1, silent + good + 1)]
     ledger, sink = MemoryLedger(), HalfDeadSink(limit_fen=good + 1)
     ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
-    payout = Payout(0, ledger, sink, wall_ms=SteppedClock().wall_ms, campaign=CAMPAIGN)
+    wall_ms = SteppedClock().wall_ms
+    payout = Payout(0, ledger, sink, paused=never_paused, wall_ms=wall_ms, campaign=CAMPAIGN)
     for _ in range(2 * len(transfers) // PAYOUT_TRANSFERS_MAX):
         await payout.step()
     assert sink.paid == set(range(1, good + 1))
+
+
+async def test_once_paused_a_step_begins_no_payment_and_the_next_one_goes_on_there() -> None:
+    """What was not begun stays pending and is not counted; of no room to defer, none is skipped."""
+    transfers = [transfer(n, amount_fen=n) for n in range(1, DEFERRED_MAX + 301)]
+    ledger, sink = MemoryLedger(), HalfDeadSink(limit_fen=301)
+    ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
+    paused, wall_ms = asyncio.Event(), SteppedClock().wall_ms
+    payout = Payout(0, ledger, sink, paused=paused.is_set, wall_ms=wall_ms, campaign=CAMPAIGN)
+    for _ in range(DEFERRED_MAX // PAYOUT_TRANSFERS_MAX):
+        await payout.step()
+    paused.set()
+    assert await payout.step() == PaidOut()
+    paused.clear()
+    assert await payout.step() == PaidOut(paid=PAYOUT_TRANSFERS_MAX)
+    paused.set()
+    assert await payout.step() == PaidOut()
+    paused.clear()
+    assert await payout.step() == PaidOut(paid=300 - PAYOUT_TRANSFERS_MAX)
 
 
 async def test_a_refused_payment_is_quarantined_with_what_the_backend_said(

@@ -121,8 +121,14 @@ def refuse_one(engine: sa.Engine, minted: MintedCampaign, **changes: int) -> Cla
     claim = shard_claims(minted, count=1)[0]._replace(**changes)
     transfer = transfer_of(claim)
     SqlLedger(engine).post(Posting(0, 0, 1, PENDING, AT_MS, [transfer], []))
-    sink, clock = RefusingSink(), SteppedClock()
-    payout = Payout(0, SqlLedger(engine), sink, wall_ms=clock.wall_ms, campaign=CAMPAIGN)
+    payout = Payout(
+        0,
+        SqlLedger(engine),
+        RefusingSink(),
+        paused=lambda: False,
+        wall_ms=SteppedClock().wall_ms,
+        campaign=CAMPAIGN,
+    )
     assert asyncio.run(payout.step()).refused == 1
     return claim
 

@@ -16,7 +16,8 @@ from hongbao.domain.manifest import Manifest
 from hongbao.settle.memory import MemoryLedger
 from hongbao.settle.metrics import SettleMetrics
 from hongbao.settle.pause import PauseSwitch
-from hongbao.settle.ports import TransferState
+from hongbao.settle.payout import PAYOUT_CALLS_MAX, Payout
+from hongbao.settle.ports import Sink, SinkAnswer, SinkReply, Transfer, TransferState
 from hongbao.settle.rules import Rules, parse_active, parse_keys
 from hongbao.settle.run import Settlement, SettleTiming, log_lag
 from hongbao.settle.settler import Settler
@@ -41,13 +42,25 @@ from tests.waiting import LIMIT_S, until
 FAST = SettleTiming(poll_s=0.005, retry_s=0.005)
 
 
+class CountingStore(MemoryStore):
+    """Counts how often each key was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: Counter[str] = Counter()
+
+    async def read(self, key: str) -> Versioned:
+        self.reads[key] += 1
+        return await super().read(key)
+
+
 class Stage:
     """Is a store, a ledger and whatever settles between them."""
 
     def __init__(self, minted: MintedCampaign) -> None:
         self.minted = minted
         self.late: list[MintedCampaign] = []
-        self.store = MemoryStore()
+        self.store = CountingStore()
         self.ledger = MemoryLedger()
         self.clock = SteppedClock()
         self.loads = 0
@@ -60,16 +73,32 @@ class Stage:
         self.loads += 1
         return schemes_of(self.minted, *self.late)
 
-    def settlement(self, shard: int = 0) -> Settlement:
-        credited, wall_ms = TransferState.CREDITED, self.clock.wall_ms
+    def settlement(self, shard: int = 0, sink: Sink | None = None) -> Settlement:
+        state, payout = TransferState.CREDITED, None
+        wall_ms, paused = self.clock.wall_ms, self.pause.paused
+        if sink is not None:
+            state = TransferState.PENDING
+            payout = Payout(
+                shard, self.ledger, sink, paused=paused, wall_ms=wall_ms, campaign=CAMPAIGN
+            )
         return Settlement(
             self.store,
-            Settler(shard, self.ledger, state=credited, wall_ms=wall_ms),
+            Settler(shard, self.ledger, state=state, wall_ms=wall_ms),
             self.rules,
-            paused=self.pause.paused,
+            payout=payout,
+            rounds=self.pause.round,
             counts=self.metrics,
             timing=FAST,
         )
+
+    async def set_pause(self, value: bool) -> Versioned:
+        setting = switches.Setting(value, "wang", "test", 0, None)
+        return await self.store.put("switches/settle_pause", switches.setting_to_json(setting))
+
+    async def acked(self, written: Versioned) -> bool:
+        """Tell whether the switch's newest ack is for this document."""
+        ack = (await self.store.read("acks/switches/settle_pause/settle-a-0")).value
+        return bool(ack) and json.loads(ack) == {"revision": written.revision}
 
     async def serve(self, shard: int, held: HeldLease, leave: asyncio.Event) -> None:
         await self.settlement(shard).run(leave)
@@ -189,29 +218,77 @@ async def test_a_late_scheme_that_is_broken_stops_only_its_own_claims(
 
 async def test_settle_pause_stops_crediting_and_is_acknowledged(stage: Stage) -> None:
     """R24, R30: a backlog delays credit and loses nothing; the switch makes one."""
-    spec = switches.find_switch("settle_pause")
-    on = switches.Setting(True, "wang", "test", 0, None)
-    written = await stage.store.put(f"switches/{spec.name}", switches.setting_to_json(on))
+    written = await stage.set_pause(True)
     leave = asyncio.Event()
     running = asyncio.create_task(stage.settlement().run(leave))
     await write_log(stage.store, 0, blocks_of(shard_claims(stage.minted, count=8)))
-
-    async def acked() -> bytes:
-        return (await stage.store.read("acks/switches/settle_pause/settle-a-0")).value
-
-    await until(acked, "the pause is acknowledged")
-    assert json.loads(await acked()) == {"revision": written.revision}
+    await until(lambda: stage.acked(written), "the pause is acknowledged")
     await asyncio.sleep(0.05)
     assert stage.ledger.transfers == {}
-    await stage.store.delete(f"switches/{spec.name}")
+    await stage.store.delete(written.key)
     await stage.until_settled(8)
     leave.set()
     await running
 
 
+class SlowSink:
+    """Is a payment backend that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Transfer] = []
+        self.answer = asyncio.Event()
+
+    async def pay(self, transfer: Transfer) -> SinkReply:
+        self.asked.append(transfer)
+        await self.answer.wait()
+        return SinkReply(SinkAnswer.PAID)
+
+
+async def test_a_pause_is_acknowledged_once_no_payment_is_under_way(stage: Stage) -> None:
+    """As found: the shard's other task acknowledged while a round of 256 went on being paid."""
+    claims = shard_claims(stage.minted, count=PAYOUT_CALLS_MAX + 8)
+    await write_log(stage.store, 0, blocks_of(claims))
+    sink, leave = SlowSink(), asyncio.Event()
+    running = asyncio.create_task(stage.settlement(sink=sink).run(leave))
+    await stage.until_settled(len(claims))
+    await until(lambda: len(sink.asked) == PAYOUT_CALLS_MAX, "all calls are under way")
+    written = await stage.set_pause(True)
+    await until(stage.pause.paused, "the switch is read")
+    reads = stage.store.reads["switches/settle_pause"]
+    await until(lambda: stage.store.reads["switches/settle_pause"] > reads + 3, "it is read again")
+    assert not await stage.acked(written)
+    sink.answer.set()
+    await until(lambda: stage.acked(written), "the pause is acknowledged")
+    assert len(sink.asked) == PAYOUT_CALLS_MAX
+    assert len(stage.ledger.pending(0, 100)) == len(claims) - PAYOUT_CALLS_MAX
+    await stage.store.delete(written.key)
+    await until(lambda: not stage.ledger.pending(0, 100), "the others are paid")
+    assert sorted(one.serial for one in sink.asked) == sorted(one.serial for one in claims)
+    leave.set()
+    await running
+
+
+async def test_a_pause_that_ends_is_acknowledged_while_other_shards_work(stage: Stage) -> None:
+    async with stage.pause.round() as may_work:
+        assert may_work
+        on = await stage.set_pause(True)
+        async with stage.pause.round() as may_work:
+            assert not may_work
+        assert not await stage.acked(on)
+        off = await stage.set_pause(False)
+        async with stage.pause.round() as may_work:
+            assert may_work
+        assert await stage.acked(off)
+
+
 async def test_a_broken_switch_document_leaves_the_last_known_good(stage: Stage) -> None:
+    on = await stage.set_pause(True)
+    async with stage.pause.round() as may_work:
+        assert not may_work
     await stage.store.put("switches/settle_pause", b"{")
-    assert not await stage.pause.paused()
+    async with stage.pause.round() as may_work:
+        assert not may_work
+    assert await stage.acked(on)
 
 
 @pytest.mark.parametrize("document", [b"{", b"[1]", b'{"a": 1}'])

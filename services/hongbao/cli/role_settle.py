@@ -50,13 +50,15 @@ async def run_settle(process: Process) -> None:
             state = TransferState.PENDING if sink else TransferState.CREDITED
             payout = None
             if sink is not None:
-                payout = Payout(shard, ledger, sink, wall_ms=wall_ms, campaign=campaign)
+                payout = Payout(
+                    shard, ledger, sink, paused=pause.paused, wall_ms=wall_ms, campaign=campaign
+                )
             settlement = Settlement(
                 stores.log_store,
                 Settler(shard, ledger, state=state, wall_ms=wall_ms),
                 rules,
                 payout=payout,
-                paused=pause.paused,
+                rounds=pause.round,
                 counts=metrics,
             )
             await settlement.run(leave)

@@ -43,19 +43,24 @@ class Payout:
         ledger: Ledger,
         sink: Sink,
         *,
+        paused: Callable[[], bool],
         wall_ms: Callable[[], int],
         campaign: str,
     ) -> None:
         self._shard = shard
         self._ledger = ledger
         self._sink = sink
+        self._paused = paused
         self._wall_ms = wall_ms
         self._campaign = campaign
         self._deferred: dict[int, int] = {}  # serial → not before, so that one never blocks all
         self._behind: Transfer | None = None  # go on here: no room to defer what lies before
 
     async def step(self) -> PaidOut:
-        """Pay up to PAYOUT_TRANSFERS_MAX transfers. Raises Transient when the ledger fails."""
+        """Pay up to PAYOUT_TRANSFERS_MAX transfers; once paused, end with the calls under way.
+
+        Raises Transient when the ledger fails.
+        """
         now_ms = self._wall_ms()
         self._deferred = {key: at for key, at in self._deferred.items() if at > now_ms}
         limit = PAYOUT_TRANSFERS_MAX + len(self._deferred)
@@ -64,13 +69,12 @@ class Payout:
         due = [one for one in found if one.serial not in self._deferred][:PAYOUT_TRANSFERS_MAX]
         if not due:
             return PaidOut()
-        if len(self._deferred) + len(due) > DEFERRED_MAX:
-            self._behind = due[-1]
-        calls = asyncio.Semaphore(PAYOUT_CALLS_MAX)
-        replies = await asyncio.gather(*(self._pay(transfer, calls) for transfer in due))
-        answered = list(zip(due, replies, strict=True))
+        no_room = len(self._deferred) + len(due) > DEFERRED_MAX
+        answered = await self._pay_in_order(due)
+        if no_room:
+            self._behind = due[len(answered) - 1] if answered else behind
         await asyncio.to_thread(self._record, answered)
-        answers = [reply.answer if reply else None for reply in replies]
+        answers = [reply.answer if reply else None for _, reply in answered]
         return PaidOut(
             paid=answers.count(SinkAnswer.PAID),
             existed=answers.count(SinkAnswer.EXISTS),
@@ -78,14 +82,27 @@ class Payout:
             deferred=answers.count(None),
         )
 
-    async def _pay(self, transfer: Transfer, calls: asyncio.Semaphore) -> SinkReply | None:
-        async with calls:
-            try:
-                return await self._sink.pay(transfer)
-            except Transient:
-                if len(self._deferred) < DEFERRED_MAX:
-                    self._deferred[transfer.serial] = self._wall_ms() + DEFER_MS
-                return None
+    async def _pay_in_order(
+        self, due: Sequence[Transfer]
+    ) -> list[tuple[Transfer, SinkReply | None]]:
+        """Pay until paused; what was not begun by then is no part of the answer."""
+        waiting = iter(due)
+        replies: dict[int, SinkReply | None] = {}
+
+        async def pay_next() -> None:
+            while not self._paused() and (transfer := next(waiting, None)):
+                replies[transfer.serial] = await self._pay(transfer)
+
+        await asyncio.gather(*(pay_next() for _ in range(PAYOUT_CALLS_MAX)))
+        return [(transfer, replies[transfer.serial]) for transfer in due[: len(replies)]]
+
+    async def _pay(self, transfer: Transfer) -> SinkReply | None:
+        try:
+            return await self._sink.pay(transfer)
+        except Transient:
+            if len(self._deferred) < DEFERRED_MAX:
+                self._deferred[transfer.serial] = self._wall_ms() + DEFER_MS
+            return None
 
     def _record(self, answered: Sequence[tuple[Transfer, SinkReply | None]]) -> None:
         good = (SinkAnswer.PAID, SinkAnswer.EXISTS)

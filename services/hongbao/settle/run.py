@@ -4,6 +4,7 @@ Postings run in a thread, so that leases are renewed while a database waits for 
 """
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -57,17 +58,20 @@ class Settlement:
         rules: Rules,
         *,
         payout: Payout | None = None,
-        paused: Callable[[], Awaitable[bool]],
+        rounds: Callable[[], contextlib.AbstractAsyncContextManager[bool]],
         counts: Counts | None = None,
         timing: SettleTiming | None = None,
         offload: Offload = asyncio.to_thread,
     ) -> None:
-        """`paused` tells whether the switch settle_pause is on; `payout` pays pending transfers."""
+        """`rounds` begins a round of work, or tells that settlement is paused: see settle.pause.
+
+        `payout` pays pending transfers.
+        """
         self._reader = LogReader(store, PLANE, settler.shard)
         self._settler = settler
         self._rules = rules
         self._payout = payout
-        self._paused = paused
+        self._rounds = rounds
         self._counts = counts
         self._timing = timing or SettleTiming()
         self._offload = offload
@@ -136,7 +140,9 @@ class Settlement:
         retry_s = self._timing.retry_s
         while True:
             try:
-                if await self._paused() or not await work():
+                async with self._rounds() as may_work:
+                    worked = may_work and await work()
+                if not worked:
                     await asyncio.sleep(self._timing.poll_s)
                 retry_s = self._timing.retry_s
             except Fenced as error:  # another process settles too: go on where the ledger stands
