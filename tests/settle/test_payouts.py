@@ -1,6 +1,7 @@
 """Proves the webhook sink against a real HTTP server that commits and then drops the connection."""
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+import structlog
 from hongbao.adapters import sql, webhook
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
@@ -187,6 +189,37 @@ async def test_a_backend_that_is_down_delays_and_loses_nothing(
     assert states(sqlite_engine) == {1: TransferState.CREDITED}
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 302])
+async def test_an_answer_that_speaks_of_our_setup_delays_and_is_told_once(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink, status: int
+) -> None:
+    """As found: an expired credential sent every claim of the evening into quarantine."""
+    backend.answer = status
+    ledger, clock = pending_ledger(sqlite_engine, *map(transfer, range(1, 9))), SteppedClock()
+    payout = payout_of(ledger, sink, clock)
+    with structlog.testing.capture_logs() as logs:
+        assert await payout.step() == PaidOut(deferred=8)
+    told = {"event": "webhook_setup_refused", "status": status, "host": "127.0.0.1"}
+    assert [line for line in logs if line["log_level"] == "error"] == [
+        told | {"log_level": "error"}
+    ]
+    backend.answer = 0
+    clock.now_ms += DEFER_MS + 1
+    assert await payout.step() == PaidOut(paid=8)
+
+
+async def test_a_setup_that_breaks_again_or_otherwise_is_told_again(
+    backend: Backend, sink: WebhookSink
+) -> None:
+    with structlog.testing.capture_logs() as logs:
+        for serial, status in enumerate([401, 503, 401, 404, 0, 404], 1):
+            backend.answer = status
+            with contextlib.suppress(Transient):
+                await sink.pay(transfer(serial))
+    told = [line["status"] for line in logs if line["event"] == "webhook_setup_refused"]
+    assert told == [401, 404, 404]
+
+
 async def test_a_reply_that_cannot_be_decoded_delays_and_loses_nothing(
     sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
 ) -> None:
@@ -264,17 +297,18 @@ async def test_once_paused_a_step_begins_no_payment_and_the_next_one_goes_on_the
     assert await payout.step() == PaidOut(paid=300 - PAYOUT_TRANSFERS_MAX)
 
 
+@pytest.mark.parametrize("status", [400, 402, 409, 410, 422, 451])
 async def test_a_refused_payment_is_quarantined_with_what_the_backend_said(
-    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink, status: int
 ) -> None:
-    backend.answer = 422
+    backend.answer = status
     ledger = pending_ledger(sqlite_engine, transfer(1))
     assert (await payout_of(ledger, sink).step()).refused == 1
     assert states(sqlite_engine) == {1: TransferState.REFUSED}
     with sqlite_engine.connect() as connection:
         row = connection.execute(sa.select(sql.quarantine)).one()
     assert (row.reason, row.held_fen, row.serial) == ("sink_refused", AMOUNT_FEN, 1)
-    assert json.loads(row.evidence)["sink"].startswith("422")
+    assert json.loads(row.evidence)["sink"].startswith(str(status))
 
 
 async def test_a_key_that_paid_something_else_is_refused(

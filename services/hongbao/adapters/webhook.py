@@ -2,9 +2,12 @@
 
 POST, JSON body, header `Idempotency-Key: <campaign>/<serial>`. The backend must keep the key:
     2xx                       paid now (`{"status": "exists"}` in the body: paid by an earlier call)
-    409 with the same payment paid by an earlier call; with another one: refused
+    409                       with the same payment: paid by an earlier call; else refused
+    400, 402, 410, 422, 451   refused for good: they speak of this payment
     408, 425, 429, 5xx, no reply   unknown: asked again with the same key
-    other 4xx                 refused for good
+    all others (401, 403, 404, 405, 407, 3xx, …)
+                              the same, and an error line: they speak of credentials or of the URL,
+                              and say nothing of a payment that would be good once those are right
 User and transfer are decimal strings in the body, because they may pass 2^53.
 """
 
@@ -14,6 +17,7 @@ from typing import Any, Final
 
 import httpx
 import stamina
+import structlog
 
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.ports import SinkAnswer, SinkReply, Transfer
@@ -24,7 +28,10 @@ RETRY_S_MAX: Final = 2.0
 CALL_S_MAX: Final = 5.0
 CONNECTIONS_MAX: Final = 64
 DETAIL_CHARS_MAX: Final = 500
+REFUSALS: Final = frozenset({400, 402, 410, 422, 451})
 ASK_AGAIN: Final = frozenset({408, 425, 429})
+
+log = structlog.get_logger()
 
 
 class WebhookSink:
@@ -42,6 +49,7 @@ class WebhookSink:
         """`headers` carry whatever authorisation the backend wants. Raises Rejected for no URL."""
         self._url = parse_url(url)
         self._campaign = campaign
+        self._unfit_status = 0  # of the newest answer that was logged, so that it is told once
         self._retrying = stamina.AsyncRetryingCaller(
             attempts=ATTEMPTS_MAX,
             timeout=None,
@@ -86,15 +94,26 @@ class WebhookSink:
         response = await self._send(key, payment)
         status = response.status_code
         detail = f"{status} {response.text[:DETAIL_CHARS_MAX]}"
+        if response.is_success or status in REFUSALS or status == httpx.codes.CONFLICT:
+            self._unfit_status = 0
         if response.is_success:
             existed = _body(response).get("status") == "exists"
             return SinkReply(SinkAnswer.EXISTS if existed else SinkAnswer.PAID, detail)
         if status == httpx.codes.CONFLICT:
             same = _body(response).items() >= payment.items()
             return SinkReply(SinkAnswer.EXISTS if same else SinkAnswer.REFUSED, detail)
-        if response.is_client_error and status not in ASK_AGAIN:
+        if status in REFUSALS:
             return SinkReply(SinkAnswer.REFUSED, detail)
-        raise Transient(f"webhook {key}: {detail}")
+        if response.is_server_error or status in ASK_AGAIN:
+            raise Transient(f"webhook {key}: {detail}")
+        self._tell_unfit(status)
+        raise Transient(f"webhook {key}: {status}")
+
+    def _tell_unfit(self, status: int) -> None:
+        """Say once that nobody is paid until a person acts; the body may repeat credentials."""
+        if status != self._unfit_status:
+            self._unfit_status = status
+            log.error("webhook_setup_refused", status=status, host=self._url.host)
 
     async def _send(self, key: str, payment: dict[str, Any]) -> httpx.Response:
         """Post, and let the call end by itself where its caller is cut off.
