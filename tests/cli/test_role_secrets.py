@@ -18,7 +18,12 @@ from hongbao.cipher.keyring import (
     write_role_keyring,
 )
 from hongbao.cli import prepare
-from hongbao.cli.child_environ import KEY_FILES, child_environ, objects_environ
+from hongbao.cli.child_environ import (
+    KEY_FILES,
+    child_environ,
+    objects_environ,
+    take_webhook_headers,
+)
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.supervisor import Supervisor
@@ -38,6 +43,7 @@ OUTSIDE = {
     "HONGBAO_KEYS_PASSPHRASE": OPERATORS,
     "HONGBAO_BINDING_KEY": "of another process",
     "PGPASSWORD": "the ledger's",
+    "HONGBAO_WEBHOOK_AUTHORIZATION": "Bearer sesame",
     "AWS_SECRET_ACCESS_KEY": "secret",
     "LD_PRELOAD": "/lib/anything.so",
 }
@@ -91,7 +97,8 @@ def test_a_process_is_handed_its_own_secret_and_no_other(run: RunDir, role: str)
     environ = child_environ(OUTSIDE, run, role)
     wanted = {name: OUTSIDE[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH", "HONGBAO_LOG")}
     if role == "settle":
-        wanted["PGPASSWORD"] = OUTSIDE["PGPASSWORD"]
+        settles = ("PGPASSWORD", "HONGBAO_WEBHOOK_AUTHORIZATION")
+        wanted |= {name: OUTSIDE[name] for name in settles}
     if role != "store":
         wanted["HONGBAO_ROLE_PASSPHRASE"] = role_passphrase(OPERATORS, KEY_FILES[role])
     assert environ == wanted
@@ -105,6 +112,20 @@ def test_only_who_reads_objects_in_s3_is_handed_the_credentials_for_it(role: str
     assert objects_environ(OUTSIDE, here, role) == {}
     there = here.model_copy(update={"objects_url": "s3://rain/evening"})
     assert objects_environ(OUTSIDE, there, role) == ({} if role == "store" else aws)
+
+
+def test_credentials_of_the_payment_backend_are_taken_out_of_the_environment() -> None:
+    environ = {"HONGBAO_WEBHOOK_AUTHORIZATION": "Bearer sesame\n", "LANG": "C"}
+    assert take_webhook_headers(environ) == {"Authorization": "Bearer sesame"}
+    assert environ == {"LANG": "C"}
+    assert take_webhook_headers(environ) == {}
+
+
+@pytest.mark.parametrize("value", ["Bearer a\nHost: b", "Bearer ü", "a\tb"])
+def test_credentials_that_are_no_header_are_refused_and_not_shown(value: str) -> None:
+    with pytest.raises(Rejected, match="HONGBAO_WEBHOOK_AUTHORIZATION") as caught:
+        take_webhook_headers({"HONGBAO_WEBHOOK_AUTHORIZATION": value})
+    assert value not in str(caught.value)
 
 
 async def test_the_operators_passphrase_does_not_reach_a_process(run: RunDir) -> None:

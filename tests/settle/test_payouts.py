@@ -39,6 +39,7 @@ class Backend:
     answer: int = 0  # answer every call with this status, and pay nothing
     broken_body: bytes = b""  # answer as if this were gzip, after the payment
     conflict: bool = False  # answer repeats with 409 and the first payment
+    credentials: set[str] = field(default_factory=set)
     url: str = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,6 +47,7 @@ class Backend:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 lines = head.decode().split("\r\n")[1:]
                 headers = dict(line.lower().split(": ", 1) for line in lines if line)
+                self.credentials.add(headers.get("authorization", ""))
                 body = await reader.readexactly(int(headers["content-length"]))
                 status, reply = self.pay(headers["idempotency-key"], json.loads(body))
                 if status == 0:
@@ -218,6 +220,19 @@ async def test_a_setup_that_breaks_again_or_otherwise_is_told_again(
                 await sink.pay(transfer(serial))
     told = [line["status"] for line in logs if line["event"] == "webhook_setup_refused"]
     assert told == [401, 404, 404]
+
+
+async def test_credentials_are_sent_with_every_call_and_never_logged(backend: Backend) -> None:
+    headers = {"Authorization": "Bearer sesame"}
+    with structlog.testing.capture_logs() as logs:
+        async with WebhookSink(backend.url, CAMPAIGN, headers=headers, retry_s=0.001) as sink:
+            await sink.pay(transfer(1))
+            backend.answer = 401
+            with pytest.raises(Transient) as caught:
+                await sink.pay(transfer(2))
+    assert backend.credentials == {"bearer sesame"}  # this backend reads headers in lower case
+    assert logs
+    assert "sesame" not in f"{logs} {caught.value!r} {sink!r}".lower()
 
 
 async def test_a_reply_that_cannot_be_decoded_delays_and_loses_nothing(

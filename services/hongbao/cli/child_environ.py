@@ -1,19 +1,28 @@
 """Owns what a process of a run finds in its environment: no secret but its own role's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 from hongbao.cipher.keyring import Role, role_passphrase
 from hongbao.cli.prepare import ROLE_PASSPHRASE_VARIABLE, passphrase
 from hongbao.cli.run_dir import RunDir
 from hongbao.cli.settings import UpSettings
+from hongbao.domain.errors import Rejected
 
 KEY_FILES: Mapping[str, Role] = {"redeem": "redeem", "access": "access", "settle": "access"}
 """Whose key file each role reads; settle needs only the public key in it, the store needs none."""
 
+WEBHOOK_AUTHORIZATION_VARIABLE = "HONGBAO_WEBHOOK_AUTHORIZATION"
 NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR"})
 PREFIXES = ("PYTHON", "LC_", "HONGBAO_RUN", "HONGBAO_LOG", "HONGBAO_FAULTS")
 ROLE_PREFIXES: Mapping[str, tuple[str, ...]] = {
-    "settle": ("PG", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+    "settle": (
+        "PG",
+        "SSL_CERT_",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        WEBHOOK_AUTHORIZATION_VARIABLE,
+    )
 }
 """What only one role needs: settle reaches the ledger and the payment backend."""
 OBJECTS_PREFIXES = ("AWS_", "SSL_CERT_", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -44,3 +53,15 @@ def objects_environ(environ: Mapping[str, str], settings: UpSettings, role: str)
     if not remote or role not in OBJECTS_ROLES:
         return {}
     return {name: value for name, value in environ.items() if name.startswith(OBJECTS_PREFIXES)}
+
+
+def take_webhook_headers(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """Take the payment backend's credentials out of the environment, as headers of every call.
+
+    Raises Rejected, without the value, when it can be no header: every payment would fail.
+    """
+    value = environ.pop(WEBHOOK_AUTHORIZATION_VARIABLE, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        name = WEBHOOK_AUTHORIZATION_VARIABLE
+        raise Rejected(f"{name}: a header has printable ASCII alone", field=name)
+    return {"Authorization": value} if value else {}

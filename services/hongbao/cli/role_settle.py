@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.adapters.webhook import WebhookSink
+from hongbao.cli.child_environ import take_webhook_headers
 from hongbao.cli.prepare import role_keyring
 from hongbao.cli.process import Process, read_manifests
 from hongbao.cli.run_claim import claim_ledger
@@ -28,6 +30,7 @@ from hongbao.transport.metrics import serve_metrics
 async def run_settle(process: Process) -> None:
     """Settle the shards that this process gets, until SIGTERM."""
     campaign = process.campaign.campaign
+    headers = take_webhook_headers(os.environ)
     verify_key = role_keyring(process.run, "access").verify_key
     ledger_url = process.run.ledger_url(process.settings)
     engine = await asyncio.to_thread(claim_ledger, process.run, ledger_url, campaign)
@@ -42,7 +45,7 @@ async def run_settle(process: Process) -> None:
     async with contextlib.AsyncExitStack() as stack:
         sink = None
         if url := process.settings.webhook_url:
-            sink = await stack.enter_async_context(WebhookSink(url, campaign))
+            sink = await stack.enter_async_context(WebhookSink(url, campaign, headers=headers))
         rules = Rules(stores.coordination, campaign, load_schemes)
         pause = PauseSwitch(stores.coordination, process.name, wall_ms)
 

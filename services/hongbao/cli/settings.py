@@ -126,7 +126,9 @@ class UpSettings(BaseModel):
     """Public keys (JWKS) of whoever issues the users' JWTs; absent: a key made for this run."""
 
     webhook_url: str | None = None
-    """Where to pay; absent: the built-in ledger is the payment."""
+    """Where to pay; absent: the built-in ledger is the payment. HONGBAO_WEBHOOK_AUTHORIZATION in
+    the environment of `up` brings credentials, for example `Bearer …`: settle alone is handed it
+    and sends it as the header Authorization."""
 
     @field_validator("webhook_url")
     @classmethod
