@@ -1,5 +1,6 @@
 """Facts about the one settings file of `hongbao up`, and the processes that follow from it."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,39 @@ def test_a_wrong_setting_is_refused_by_its_name(tmp_path: Path, text: str, says:
     with pytest.raises(Rejected, match=r"up\.yaml") as refused:
         read_settings(write(tmp_path, text))
     assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "url", "belongs"),
+    [
+        ("webhook_url", "https://me:hush@pay.example/x", "HONGBAO_WEBHOOK_AUTHORIZATION"),
+        ("webhook_url", "https://hush@pay.example/x", "HONGBAO_WEBHOOK_AUTHORIZATION"),
+        ("ledger_url", "postgresql://me:hush@db/run", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://me:hu?sh@db/run", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://db/run#?password=hush", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://me:hu℀sh@db/run", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://db/run?password=hush", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://db/run?%70assword=hush", "PGPASSFILE or PGPASSWORD"),
+        ("ledger_url", "postgresql://db/run?sslkey=k&sslpassword=hush", "PGPASSFILE or PGPASSWORD"),
+    ],
+)
+def test_a_secret_in_an_address_is_refused_unrepeated_and_told_where_it_belongs(
+    tmp_path: Path, field: str, url: str, belongs: str
+) -> None:
+    with pytest.raises(Rejected) as refused:
+        read_settings(write(tmp_path, f"campaign: a.yaml\n{field}: '{url}'\n"))
+    said = str(refused.value)
+    assert f"{field}: " in said
+    assert belongs in said
+    assert not {"hush", "hu", "sh"} & set(re.findall(r"[a-z]+", said))
+
+
+def test_addresses_without_a_secret_are_taken(tmp_path: Path) -> None:
+    ledger = "postgresql://me@db:5432/run?sslmode=verify-full&passfile=/etc/pass"
+    webhook = "https://pay.example/x@y?campaign=1"
+    text = f"campaign: a.yaml\nledger_url: {ledger}\nwebhook_url: {webhook}\n"
+    settings = read_settings(write(tmp_path, text))
+    assert (settings.ledger_url, settings.webhook_url) == (ledger, webhook)
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:

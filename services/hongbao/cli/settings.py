@@ -1,8 +1,9 @@
 """Owns the one settings file of `hongbao up`; refuses to hold secrets."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Final, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import (
@@ -21,6 +22,12 @@ from hongbao.domain.errors import Rejected
 Count = Annotated[int, Field(ge=1, le=64)]
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
 """host:port"""
+
+_URL_PASSWORD: Final = re.compile(r"[^:/]+://[^:/]*:[^@]*@")
+"""As SQLAlchemy reads it: a password may hold `?`, where urlsplit ends the host."""
+
+_SECRET_OPTIONS: Final = frozenset(("password", "sslpassword", "oauth_client_secret"))
+"""Connection options of libpq that are secrets themselves; a passfile is only where one lies."""
 
 
 class ClusterStore(BaseModel):
@@ -133,8 +140,11 @@ class UpSettings(BaseModel):
     @field_validator("webhook_url")
     @classmethod
     def _webhook_is_a_url(cls, url: str | None) -> str | None:
-        if url is not None:
-            TypeAdapter(HttpUrl).validate_python(url)
+        if url is None:
+            return None
+        parsed = TypeAdapter(HttpUrl).validate_python(url)
+        if parsed.username is not None or parsed.password is not None:
+            raise ValueError("settings hold no secrets: leave it to HONGBAO_WEBHOOK_AUTHORIZATION")
         return url
 
     ledger_url: str | None = None
@@ -147,14 +157,16 @@ class UpSettings(BaseModel):
     def _ledger_is_a_database(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
+        if _URL_PASSWORD.match(url):  # first, because what urlsplit refuses it also repeats
+            raise ValueError("settings hold no secrets: leave it to PGPASSFILE or PGPASSWORD")
+        parts = urlsplit(url.replace("#", "%23"))  # SQLAlchemy knows no fragments
         backend = parts.scheme.partition("+")[0]
         if backend not in ("sqlite", "postgresql"):
             raise ValueError("a ledger lives in sqlite:////path or postgresql://host/name")
         if backend == "sqlite" and not parts.path.startswith("//"):
             raise ValueError("needs an absolute path: sqlite:////path, with four slashes")
-        if parts.password is not None:
-            raise ValueError("settings hold no secrets: leave the password to PGPASSFILE")
+        if _SECRET_OPTIONS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
+            raise ValueError("settings hold no secrets: leave it to PGPASSFILE or PGPASSWORD")
         return url
 
     objects_url: str | None = None
