@@ -36,6 +36,14 @@ def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
         ("campaign: a.yaml\naccess_per_zone: 0\n", "access_per_zone"),
         ("campaign: a.yaml\nlease_ttl_s: 0.01\n", "lease_ttl_s"),
         ("campaign: a.yaml\ngateway_port: 70000\n", "gateway_port"),
+        (
+            "campaign: a.yaml\naccess_per_zone: 60\nzones: [a, b, c, d, e, f, g, h, i]\n"
+            "gateway_port: 64997\n",
+            "gateway_port: Value error, the last of 540 gateways would listen on port 65536",
+        ),
+        ("campaign: a.yaml\nledger_url: postgresql://h:x/n\n", "ledger_url: Value error, its port"),
+        ("campaign: a.yaml\nledger_url: postgresql://h:5#1/n\n", "its port is no number"),
+        ("campaign: a.yaml\nledger_url: postgresql://a:1,b:2/n\n", "its port is no number"),
         ("campaign: a.yaml\nledger_url: mysql://db/hongbao\n", "ledger_url"),
         ("campaign: a.yaml\nledger_url: sqlite:///here.db\n", "needs an absolute path"),
         ("campaign: a.yaml\nledger_url: postgresql://me:pw@db/hongbao\n", "hold no secrets"),
@@ -134,6 +142,12 @@ def test_every_process_gets_ports_of_its_own() -> None:
 def test_gateways_follow_each_other_from_the_wanted_port() -> None:
     specs = plan_processes(settings_of(("a", "b"), port=18080))
     assert [one.ports["public"] for one in specs if one.role == "access"] == [18080, 18081]
+
+
+def test_the_last_gateway_may_listen_on_the_last_port(tmp_path: Path) -> None:
+    zones = "access_per_zone: 60\nzones: [a, b, c, d, e, f, g, h, i]\n"
+    settings = read_settings(write(tmp_path, f"campaign: c.yaml\ngateway_port: 64996\n{zones}"))
+    assert settings.gateway_port + 60 * 9 - 1 == 65535
 
 
 def test_pods_are_numbered_over_all_zones() -> None:

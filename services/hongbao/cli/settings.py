@@ -13,6 +13,7 @@ from pydantic import (
     HttpUrl,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -22,6 +23,8 @@ from hongbao.domain.errors import Rejected
 Count = Annotated[int, Field(ge=1, le=64)]
 Address = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):[0-9]{1,5}$")]
 """host:port"""
+
+PORT_MAX: Final = 65535
 
 _URL_PASSWORD: Final = re.compile(r"[^:/]+://[^:/]*:[^@]*@")
 """As SQLAlchemy reads it: a password may hold `?`, where urlsplit ends the host."""
@@ -112,6 +115,14 @@ class UpSettings(BaseModel):
     gateway_port: Annotated[int, Field(ge=0, le=65000)] = 0
     """Public port of the first gateway, the next ones follow; 0 picks free ports."""
 
+    @field_validator("gateway_port")
+    @classmethod
+    def _all_gateways_have_a_port(cls, port: int, info: ValidationInfo) -> int:
+        gateways = info.data.get("access_per_zone", 1) * len(info.data.get("zones", ("a",)))
+        if port and (last := port + gateways - 1) > PORT_MAX:
+            raise ValueError(f"the last of {gateways} gateways would listen on port {last}")
+        return port
+
     listen: str = "127.0.0.1"
     """Address of the gateways; everything else stays on loopback and Unix sockets."""
 
@@ -167,6 +178,10 @@ class UpSettings(BaseModel):
             raise ValueError("needs an absolute path: sqlite:////path, with four slashes")
         if _SECRET_OPTIONS & {name for name, _ in parse_qsl(parts.query, keep_blank_values=True)}:
             raise ValueError("settings hold no secrets: leave it to PGPASSFILE or PGPASSWORD")
+        try:
+            parts.port  # noqa: B018  (reading it is the check)
+        except ValueError as error:
+            raise ValueError("its port is no number from 0 to 65535") from error
         return url
 
     objects_url: str | None = None
