@@ -43,7 +43,9 @@ def test_a_fault_becomes_an_event_of_its_slot(tmp_path: Path) -> None:
         ("- {slot: 1, share: 0, text: x, command: []}\n", "fault 1 command"),
         ("- {slot: 1, share: 0, text: x, command: [x], at: 3}\n", "fault 1 at"),
         ("slot: 1\n", "valid list"),
-        ("[", "cannot be read"),
+        ("[", "not YAML"),
+        ("[" * 3000, "nested deeper"),
+        (GOOD.replace("share: 0.5", "slot: 2"), ":1: 0.slot: the key is there twice"),
     ],
 )
 def test_a_wrong_fault_is_refused_by_its_number(tmp_path: Path, text: str, says: str) -> None:

@@ -60,7 +60,20 @@ def test_paths_are_relative_to_the_settings_file(tmp_path: Path) -> None:
         ("campaign: a.yaml\nobjects_endpoint: https://k:s@s3.example.org\n", "hold no secrets"),
         ("campaign: a.yaml\nobjects_endpoint: s3.example.org\n", "objects_endpoint"),
         ("- a\n", "must be a mapping"),
-        ("campaign: [\n", "cannot be read"),
+        ("campaign: [\n", ":2: not YAML"),
+        ("", "the file is empty"),
+        ("campaign: " + "[" * 3000, ":1: nested deeper than"),
+        ("campaign: c\nzones: &a [a]\n", ":2: YAML anchors and aliases are not taken"),
+        (
+            "campaign: c\nlease_ttl_s: 2\nlease_ttl_s: 5\n",
+            ":3: lease_ttl_s: the key is there twice",
+        ),
+        ("campaign: c\ntikv: {pd: ['p:1'], pd: ['q:1']}\n", ":2: tikv.pd: the key is there twice"),
+        ("campaign: c\n? [a]\n: b\n", ":2: a key must be a single value"),
+        ("campaign: c\nlease_ttl_s: " + "1" * 5000, ":2: lease_ttl_s: no value that can be read"),
+        ("campaign: c\nzones: [2026-13-01]\n", ":2: zones.0: no value that can be read"),
+        ('campaign: c\nrun_dir: "a\\0b"\n', ":2: run_dir: a NUL byte cannot be in it"),
+        ('campaign: "a\\0b"\n', ":1: campaign: a NUL byte cannot be in it"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_its_name(tmp_path: Path, text: str, says: str) -> None:
@@ -100,6 +113,14 @@ def test_addresses_without_a_secret_are_taken(tmp_path: Path) -> None:
     text = f"campaign: a.yaml\nledger_url: {ledger}\nwebhook_url: {webhook}\n"
     settings = read_settings(write(tmp_path, text))
     assert (settings.ledger_url, settings.webhook_url) == (ledger, webhook)
+
+
+@pytest.mark.parametrize("data", [b"\xff", None])
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path, data: bytes | None) -> None:
+    path = tmp_path / "up.yaml"
+    path.mkdir() if data is None else path.write_bytes(data)
+    with pytest.raises(Rejected, match=r"up\.yaml.*(cannot be read|not UTF-8)"):
+        read_settings(path)
 
 
 def test_all_wrong_settings_are_told_at_once(tmp_path: Path) -> None:

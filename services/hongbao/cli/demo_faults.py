@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from hongbao.cli.demo_script import Event
+from hongbao.cli.yaml_settings import read_yaml
 from hongbao.client.acknowledged import AcknowledgedOpen
 from hongbao.domain.errors import Rejected
 from hongbao.domain.manifest import Manifest, PacketIndex
@@ -45,11 +45,9 @@ class StoreFault(BaseModel):
 
 def read_store_faults(path: Path, slots: int) -> list[StoreFault]:
     """Read a YAML list of faults. Raises Rejected with every problem."""
+    document = read_yaml(path, field="store_faults")
     try:
-        document = yaml.safe_load(path.read_text("utf-8"))
         faults = TypeAdapter(list[StoreFault]).validate_python(document)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Rejected(f"{path}: cannot be read: {error}", field="store_faults") from error
     except ValidationError as error:
         rows = [f"{path}: {_place(one['loc'])}: {one['msg']}" for one in error.errors()]
         raise Rejected("\n".join(rows), field="store_faults") from error

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -18,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from hongbao.cli.yaml_settings import read_yaml
 from hongbao.domain.errors import Rejected
 
 Count = Annotated[int, Field(ge=1, le=64)]
@@ -226,10 +226,7 @@ class UpSettings(BaseModel):
 
 def read_settings(path: Path) -> UpSettings:
     """Parse a settings file. Raises Rejected with every problem, field by field."""
-    try:
-        document = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Rejected(f"{path}: cannot be read: {error}", field="settings") from error
+    document = read_yaml(path, field="settings")
     if not isinstance(document, dict):
         raise Rejected(f"{path}: must be a mapping of settings", field="settings")
     try:
