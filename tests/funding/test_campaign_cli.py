@@ -125,6 +125,29 @@ def test_an_edit_against_issued_money_exits_1(tmp_path: Path) -> None:
     assert run(app, ["plan", edit, "--after", str(record), "--issued", "1"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("issued", "says"),
+    [
+        (["1"], "'1' is not SLOT=PLAN"),
+        (["1=" + "9" * 5000], "is not SLOT=PLAN"),
+        (["9" * 5000 + "=1"], "is not SLOT=PLAN"),
+        (["1=1\n"], "is not SLOT=PLAN"),
+        (["1=1", "01=2"], "slot 1 is named twice"),
+    ],
+)
+def test_an_issued_slot_that_cannot_be_is_wrong_usage(
+    tmp_path: Path, issued: list[str], says: str
+) -> None:
+    record = tmp_path / "plans.json"
+    run(app, ["plan", str(EXAMPLE), "--out", str(record)])
+    options = [part for one in issued for part in ("--issued", one)]
+    result = run(app, ["plan", str(EXAMPLE), "--after", str(record), *options])
+    assert result.exit_code == 2
+    told = " ".join(result.stderr.replace("│", " ").split())
+    assert "--issued" in told
+    assert says in told
+
+
 @pytest.fixture
 def run_dir(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose processes are down: commands open its embedded store themselves."""

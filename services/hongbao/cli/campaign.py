@@ -6,9 +6,10 @@ Exit codes: 0 good, 1 problems were found, 2 wrong usage.
 import asyncio
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -31,6 +32,7 @@ from hongbao.domain.script import PlanRecord, check_replan, plan_campaign, recor
 EXIT_PROBLEMS = 1
 SHARDS = 6
 RUN_DIR = Path("out/run")
+_SLOT_PLAN: Final = re.compile(r"([0-9]{1,9})=([0-9]{1,9})")
 
 app = typer.Typer(
     name="campaign",
@@ -281,12 +283,14 @@ def _parse_issued(issued: list[str]) -> dict[SlotNumber, int]:
     """Parse `SLOT=PLAN` options."""
     served: dict[SlotNumber, int] = {}
     for text in issued:
-        slot, equals, number = text.partition("=")
-        if not (equals and text.isascii() and slot.isdigit() and number.isdigit()):
-            raise typer.BadParameter(f"{text!r} is not SLOT=PLAN, such as 1=1")
-        if SlotNumber(int(slot)) in served:
-            raise typer.BadParameter(f"slot {slot} is named twice")
-        served[SlotNumber(int(slot))] = int(number)
+        match = _SLOT_PLAN.fullmatch(text)
+        if match is None:
+            message = f"{text[:40]!r} is not SLOT=PLAN, such as 1=1"
+            raise typer.BadParameter(message, param_hint="--issued")
+        slot, number = SlotNumber(int(match[1])), int(match[2])
+        if slot in served:
+            raise typer.BadParameter(f"slot {slot} is named twice", param_hint="--issued")
+        served[slot] = number
     return served
 
 
