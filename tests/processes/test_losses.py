@@ -277,7 +277,7 @@ def test_a_lost_zone_leaves_no_file_to_two_pods(told: Told) -> None:
 
 
 def test_the_next_slots_files_of_a_lost_zone_are_served_by_their_backups(told: Told) -> None:
-    """F13, R23: even after the zone is back, because an open slot's files never move."""
+    """F13, R19, R23: even after the zone is back, because an open slot's files never move."""
     next_slot = [claim for claim in told.evening.claims if claim.slot == 3]
     homes = {file_of(told.evening.prepared, 3, shard).file for shard in (1, 3)}
     assert homes & {claim.file for claim in next_slot}
@@ -285,6 +285,7 @@ def test_the_next_slots_files_of_a_lost_zone_are_served_by_their_backups(told: T
 
 
 def test_the_money_of_the_evening_of_losses_adds_up(told: Told) -> None:
+    """R19: one of two zones was lost, the other carried on, and no promise was lost with it."""
     evening = told.evening
     checkers.check_promises_kept(evening.acknowledged, evening.claims)
     assert broken_files(evening) <= {file_of(evening.prepared, 1, RACED_SHARD).file}

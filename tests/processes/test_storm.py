@@ -125,7 +125,7 @@ def test_no_acknowledged_open_is_lost_when_owners_are_killed(evening: Evening) -
 
 
 def test_killed_settle_processes_credit_exactly_what_was_opened(evening: Evening) -> None:
-    """F5."""
+    """F5, R21: the log is the queue, which its readers take up again where they died."""
     checkers.check_settled_once(evening.claims, evening.transfers)
     assert evening.audit["quarantined_fen"] == 0
 

@@ -83,7 +83,7 @@ STEPS = st.lists(
 def test_no_number_is_given_twice_and_later_ones_are_greater(
     fates: list[str], steps: list[tuple[str, int]]
 ) -> None:
-    """Takers race, die, and are answered too late or never."""
+    """M8: takers race, die, and are answered too late or never."""
     wire, takers, given_out = Wire(fates=fates), list[Taker](), list[range]()
     for what, number in [*steps, *[("step", 0)] * 2000]:
         if what == "begin":

@@ -136,7 +136,7 @@ def test_no_acknowledged_open_is_lost_or_doubled(played: Played) -> None:
 
 
 def test_credited_is_what_was_opened_and_the_equations_hold(played: Played) -> None:
-    """F5."""
+    """F5, R21: the log is the queue, kept by three stores that break."""
     evening, _ = played
     checkers.check_settled_once(evening.claims, evening.transfers)
     audit = evening.audit

@@ -139,6 +139,7 @@ async def test_one_member_after_the_other_is_paused(cluster: EtcdCluster, dice: 
 
 
 async def test_the_quorum_is_lost_and_comes_back(cluster: EtcdCluster, dice: Dice) -> None:
+    """R20: nobody heals it by hand, and every read, watch and lease of it is judged."""
     down_s = dice.between(4.0, 6.0)
     async with loaded(cluster, dice) as load:
         left = dice.below(3)
