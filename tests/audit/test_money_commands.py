@@ -31,6 +31,7 @@ from hongbao.shards.host import Member
 
 from tests.funding.files import small_campaign, small_files
 from tests.minted import FixedEntropy, MintedCampaign
+from tests.report.samples import write_sample_run
 from tests.settle.claims import blocks_of, book_of, shard_claims, write_log
 
 Command = Callable[..., tuple[int, str]]
@@ -304,10 +305,47 @@ def test_a_quarantined_claim_is_listed_released_and_the_audit_holds(
     assert hongbao("quarantine", "release", "999999999", "--why", "x", *run)[0] == 2
 
 
+def test_the_report_of_a_run_is_drawn_from_its_folder(tmp_path: Path, hongbao: Command) -> None:
+    """As found: only a demo wrote what a report is drawn from."""
+    night = Night(tmp_path)
+    night.settle()
+    assert hongbao("fund", "pay-in", "--all", "--run", str(night.run.path))[0] == 0
+    assert hongbao("report", str(night.run.path)) == (0, f"{night.run.path}/report.html\n")
+    page = (night.run.path / "report.html").read_text()
+    assert "all money equations hold" in page
+    assert f"¥{opened_fen(night.claims) / 100:,.2f}" in page
+    assert "Packets by slot" in page
+    assert "Issue against plan" not in page
+
+
+def test_the_report_of_a_run_shows_what_clients_saw_where_they_wrote_it_down(
+    tmp_path: Path, hongbao: Command
+) -> None:
+    night = Night(tmp_path)
+    assert hongbao("fund", "pay-in", "--all", "--run", str(night.run.path))[0] == 0
+    seen = night.run.path / "report"
+    write_sample_run(seen)
+    for name in ("report.json", "audit.json"):
+        (seen / name).unlink()
+    lost = {"packet": 1 << 35, "user": 1, "amount_fen": 1, "at_ms": 1}
+    (seen / "acknowledged.jsonl").write_text(json.dumps(lost) + "\n")
+    assert hongbao("report", str(night.run.path), "--out", str(tmp_path / "my.html"))[0] == 0
+    page = (tmp_path / "my.html").read_text()
+    assert "Issue against plan" in page
+    assert "broken: acknowledged_claims_kept" in page
+
+
+def test_a_demos_run_is_drawn_as_the_demo_left_it(tmp_path: Path, hongbao: Command) -> None:
+    write_sample_run(tmp_path / "report")
+    assert hongbao("report", str(tmp_path)) == (0, f"{tmp_path}/report.html\n")
+    assert "seed 20160207" in (tmp_path / "report.html").read_text()
+
+
 def test_a_folder_without_a_run_is_exit_2(tmp_path: Path, hongbao: Command) -> None:
-    status, text = hongbao("audit", str(tmp_path))
-    assert status == 2
-    assert "holds no run" in text
+    for command in ("audit", "report"):
+        status, text = hongbao(command, str(tmp_path))
+        assert status == 2
+        assert "holds no run" in text
 
 
 @pytest.mark.parametrize("words", [("fund", "refund", "--grace-s", "0", "--run"), ("audit",)])

@@ -64,21 +64,26 @@ def audit(
 async def audit_run(run: Path, acknowledged: list[int] | None = None) -> AuditReport:
     """Audit the run in a folder. Raises NotFound when it holds none."""
     async with stores.open_stores(run) as opened:
-        minted = await money.read_minted(opened)
-        engine = await money.open_ledger(opened)
-        try:
-            given = AuditInput(
-                campaign=opened.campaign,
-                schemes=minted.schemes,
-                active=minted.active,
-                log_store=opened.log_store,
-                ledger=engine,
-                alive=await money.read_alive(opened),
-                acknowledged=acknowledged or (),
-            )
-            return await audit_campaign(given)
-        finally:
-            engine.dispose()
+        return await audit_opened(opened, acknowledged or [])
+
+
+async def audit_opened(opened: stores.Stores, acknowledged: list[int]) -> AuditReport:
+    """Audit a run whose stores are open."""
+    minted = await money.read_minted(opened)
+    engine = await money.open_ledger(opened)
+    try:
+        given = AuditInput(
+            campaign=opened.campaign,
+            schemes=minted.schemes,
+            active=minted.active,
+            log_store=opened.log_store,
+            ledger=engine,
+            alive=await money.read_alive(opened),
+            acknowledged=acknowledged,
+        )
+        return await audit_campaign(given)
+    finally:
+        engine.dispose()
 
 
 def _show(report: AuditReport) -> None:

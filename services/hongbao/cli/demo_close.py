@@ -15,6 +15,7 @@ from hongbao.cli.prepare import Prepared
 from hongbao.cli.rain import Rain
 from hongbao.client.acknowledged import AcknowledgedOpen, read_acknowledged
 from hongbao.domain.errors import Transient
+from hongbao.report.facts import build_facts, build_settle_rows
 
 CATCH_UP_S_MAX = 60.0
 CATCH_UP_PAUSE_S = 0.2
@@ -49,7 +50,8 @@ async def close_evening(
     if not tables.exists():
         raise Transient(f"the audit did not end ({status}): {output}")
     document = json.loads(tables.read_text())
-    _write_settle_rows(folder, document)
+    rows = "".join(json.dumps(row) + "\n" for row in build_settle_rows(document))
+    (folder / "settle.jsonl").write_text(rows)
     silences = _find_silences(up, kept, prepared, told)
     figures = {
         "opens acknowledged to clients": len(kept),
@@ -139,14 +141,10 @@ async def _refund_when_settled(up: Rain) -> None:
 def _facts(
     up: Rain, audit: dict[str, Any], figures: Mapping[str, object], seed: int
 ) -> dict[str, Any]:
-    slots = {row["slot"]: row for row in audit["slots"]}
-    first, last = up.timeline.slots[0], up.timeline.slots[-1]
+    ended_at_ms = max(up.timeline.slots[-1].ends_at_ms, up.clock.wall_ms())
     return {
-        "title": up.campaign.title,
-        "campaign": up.campaign.campaign,
+        **build_facts(audit, up.campaign, up.timeline, ended_at_ms=ended_at_ms),
         "seed": seed,
-        "started_at_ms": first.starts_at_ms,
-        "ended_at_ms": max(last.ends_at_ms, up.clock.wall_ms()),
         "machine": {
             "cores": os.cpu_count(),
             "python": platform.python_version(),
@@ -154,47 +152,7 @@ def _facts(
             "served by": "Envoy with Python inside" if up.embedding.library else "grpcio",
         },
         "figures": figures,
-        "slots": [
-            {
-                "slot": slot.slot,
-                "name": slot.name,
-                "scheme": slots[slot.slot]["scheme"],
-                "starts_at_ms": slot.starts_at_ms,
-                "ends_at_ms": slot.ends_at_ms,
-                "packets": slots[slot.slot]["packets_minted"],
-                "issued": slots[slot.slot]["packets_reserved"]
-                - slots[slot.slot]["residue_packets"],
-                "opened": slots[slot.slot]["packets_opened"],
-                "residue_packets": slots[slot.slot]["residue_packets"],
-            }
-            for slot in up.timeline.slots
-        ],
-        "sponsors": [
-            {**row, "sponsor": row["name"] or row["sponsor"]} for row in audit["sponsors"]
-        ],
     }
-
-
-def _write_settle_rows(folder: Path, audit: dict[str, Any]) -> None:
-    """Write credits per second, from the ledger's own histogram, and what waited meanwhile."""
-    opened = {row["second"]: row["packets"] for row in audit["opened_per_second"]}
-    credited = {row["second"]: row for row in audit["credited_per_second"]}
-    rows, opened_so_far, credited_so_far = [], 0, 0
-    for second in range(min(opened, default=0), max(credited, default=-1) + 1):
-        opened_so_far += opened.get(second, 0)
-        row = credited.get(second, {"claims": 0, "p50_s": None, "p99_s": None})
-        credited_so_far += row["claims"]
-        rows.append(
-            {
-                "at_ms": (second + 1) * 1000,
-                "credited": credited_so_far,
-                "lag": max(0, opened_so_far - credited_so_far),
-                "p50_s": row["p50_s"],
-                "p99_s": row["p99_s"],
-            }
-        )
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "settle.jsonl").write_text(text)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
 """Owns the files that a report is drawn from; refuses to draw.
 
-A run's report folder holds, and the demo writes:
+A demo's report folder holds (of another run, `hongbao report` builds the first two itself):
 
     report.json     one object:
-        {"title": str, "campaign": str, "seed": int, "started_at_ms": int, "ended_at_ms": int,
-         "machine": {name: value}, "figures": {name: value}  (free rows, shown as they are),
+        {"title": str, "campaign": str, "started_at_ms": int, "ended_at_ms": int,
+         "seed": int (a demo's), "machine": {name: value},
+         "figures": {name: value}  (free rows, shown as they are),
          "slots": [{"slot", "name", "scheme", "starts_at_ms", "ends_at_ms", "packets",
                     "issued", "opened", "residue_packets"}],
          "sponsors": [{"sponsor": name, "minted_fen", "credited_fen", "pending_fen",
@@ -59,9 +60,9 @@ def read_report_data(folder: Path) -> ReportData:
     return ReportData(
         facts=_read_object(folder / "report.json"),
         audit=_read_object(folder / "audit.json"),
-        samples=_read_lines(folder / "samples.jsonl"),
-        settle=_read_lines(folder / "settle.jsonl"),
-        faults=_read_lines(folder / "faults.jsonl"),
+        samples=read_lines(folder / "samples.jsonl"),
+        settle=read_lines(folder / "settle.jsonl"),
+        faults=read_lines(folder / "faults.jsonl"),
     )
 
 
@@ -77,7 +78,8 @@ def _read_object(path: Path) -> Row:
     return document
 
 
-def _read_lines(path: Path) -> list[Row]:
+def read_lines(path: Path) -> list[Row]:
+    """Read JSON lines; none where the file is missing. Raises Rejected with the line's number."""
     if not path.exists():
         return []
     rows = []

@@ -49,9 +49,10 @@ def _build_head(data: ReportData) -> str:
     holds = equations == "hold"
     verdict = "all money equations hold" if holds else f"broken: {', '.join(equations)}"
     length_s = data.second(data.end_ms)
+    seed = f" · seed {facts['seed']}" if "seed" in facts else ""
     return (
         f"<header><h1>{escape(facts['title'])}</h1>"
-        f"<p>campaign {escape(facts['campaign'])} · {length_s:.0f} s · seed {facts['seed']} · "
+        f"<p>campaign {escape(facts['campaign'])} · {length_s:.0f} s{seed} · "
         f"{len(facts['slots'])} slots · {len(facts['sponsors'])} sponsors · "
         f"{len(data.faults)} faults</p>"
         f'<span class="verdict{"" if holds else " broken"}">{escape(verdict)}</span></header>'
