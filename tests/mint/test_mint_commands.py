@@ -124,6 +124,26 @@ def test_denied_keys_show_as_such_until_they_are_allowed_again(minted_run: RunDi
     assert run_json("keys", "list", *at)["allow"] is None
 
 
+def test_a_script_gets_the_lists_that_its_change_left(minted_run: RunDir) -> None:
+    at = ("--run", minted_run.path)
+    before = run_json("keys", "list", *at)["deny"]
+    denied = run_json("keys", "deny", "1-2", *at)
+    assert denied == {"deny": sorted({1, 2, *before}), "allow": None}
+    only = run_json("keys", "allow", "--only", "1", *at)
+    assert only == {"deny": sorted({2, *before} - {1}), "allow": [1]}
+    assert run_json("keys", "allow", "--all", *at) == {"deny": only["deny"], "allow": None}
+
+
+def test_a_script_is_told_which_keys_are_new_and_no_secret(tmp_path: Path) -> None:
+    document = run_json("keys", "new", EXAMPLE, tmp_path, "--count", "9")
+    assert document == {
+        "campaign": "new-year-2027",
+        "folder": str(tmp_path),
+        "ticket_keys": 9,
+        "verify_key": (tmp_path / "verify.pub").read_text().strip(),
+    }
+
+
 @pytest.mark.parametrize("args", [(), ("--all", "7"), ("--all", "--only")])
 def test_allow_wants_keys_or_all_of_them(args: tuple[str, ...]) -> None:
     assert run("keys", "allow", *args, ok=False).exit_code == 2

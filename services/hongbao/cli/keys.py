@@ -64,6 +64,7 @@ def new(
     count: Annotated[
         int, typer.Option(min=1, max=KEY_ID_MAX, help="Ticket keys; spare ones serve edits.")
     ] = KEY_ID_MAX,
+    as_json: minting.AsJson = False,
 ) -> None:
     """Draw new secrets and write one encrypted key file per role. Never overwrites one.
 
@@ -82,6 +83,15 @@ def new(
     for role in ROLE_SECRETS:
         write_role_keyring(out / f"{role}.keys", keyring, role, passphrase)
     (out / "verify.pub").write_text(keyring.verify_key.hex() + "\n")
+    if as_json:
+        document = {
+            "campaign": campaign,
+            "folder": str(out),
+            "ticket_keys": count,
+            "verify_key": keyring.verify_key.hex(),
+        }
+        typer.echo(json.dumps(document, indent=2))
+        return
     typer.echo(f"{count} ticket keys of {campaign} in {out}")
 
 
@@ -115,17 +125,23 @@ def list_keys(
 
 
 @app.command()
-def deny(key: KeyIds, run: Run = Path("out/run"), wait_s: WaitS = WAIT_S) -> None:
+def deny(
+    key: KeyIds,
+    run: Run = Path("out/run"),
+    wait_s: WaitS = WAIT_S,
+    as_json: minting.AsJson = False,
+) -> None:
     """Stop every opening with these keys, and wait until no process opens with them.
 
     Examples:
 
         hongbao keys deny 7
 
-        hongbao keys deny 20-30 41 --run out/run
+        hongbao keys deny 20-30 41 --run out/run --json | jq .deny
     """
     ids = parse_key_ids(key)
-    _show_lists(asyncio.run(_change_run(run, ids, lambda lists: deny_keys(lists, ids), wait_s)))
+    lists = asyncio.run(_change_run(run, ids, lambda lists: deny_keys(lists, ids), wait_s))
+    _show_lists(lists, as_json)
 
 
 @app.command()
@@ -141,6 +157,7 @@ def allow(
     ] = False,
     run: Run = Path("out/run"),
     wait_s: WaitS = WAIT_S,
+    as_json: minting.AsJson = False,
 ) -> None:
     """Take keys off the deny list (and put them on the allow list where there is one).
 
@@ -155,9 +172,10 @@ def allow(
     if every == bool(key) or (every and only):
         raise typer.BadParameter("name keys, or say --all")
     ids = parse_key_ids(key or [])
-    _show_lists(
-        asyncio.run(_change_run(run, ids, lambda lists: allow_keys(lists, ids, only=only), wait_s))
+    lists = asyncio.run(
+        _change_run(run, ids, lambda lists: allow_keys(lists, ids, only=only), wait_s)
     )
+    _show_lists(lists, as_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +266,10 @@ async def change_key_lists(
     raise Transient(f"{name}: changed by others {TRIES_MAX} times in a row")
 
 
-def _show_lists(lists: KeyLists) -> None:
+def _show_lists(lists: KeyLists, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(json.loads(pack_key_lists(lists)), indent=2))
+        return
     denied = " ".join(map(str, sorted(lists.deny))) or "none"
     allowed = "all others" if lists.allow is None else " ".join(map(str, sorted(lists.allow)))
     typer.echo(f"denied: {denied}; allowed: {allowed}")
