@@ -13,7 +13,7 @@ from hongbao.domain.script import plan_campaign
 from hongbao.domain.yaml_file import FILE_BYTES_MAX
 from typer.testing import CliRunner
 
-from tests.funding.files import CAMPAIGN, MAIN, small_files, swapped
+from tests.funding.files import CAMPAIGN, MAIN, SPONSORS, small_files, swapped
 from tests.funding.minted_run import minted_run
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "new-year"
@@ -121,8 +121,35 @@ def test_an_edit_against_issued_money_exits_1(tmp_path: Path) -> None:
     issued = ["--issued", "1=1", "--issued", "2=1"]
     result = run(app, ["plan", edit, "--after", str(record), *issued])
     assert result.exit_code == 1
-    assert "slot 2 has issued 82,530.00 yuan" in result.stdout
+    told = "script-main.csv: sponsor qingfeng-travel: slot 2 has issued 82,530.00 yuan"
+    assert told in result.stdout
     assert run(app, ["plan", edit, "--after", str(record), "--issued", "1"]).exit_code == 2
+
+
+SHIFTED = MAIN.replace(",400.00,", ",500.00,").replace(",600.00,", ",500.00,")
+TURNED = "".join(SPONSORS.splitlines(keepends=True)[row] for row in (0, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "scheme", "says"),
+    [
+        ("main.csv", SHIFTED, "main", "slot 1 has issued 400.00 yuan, the script says 500.00"),
+        ("sponsors.csv", TURNED, "main", "keep the row, append new ones"),
+        ("campaign.yaml", CAMPAIGN.replace("small", "big"), "main", "the plans are of small-eve"),
+        ("campaign.yaml", CAMPAIGN, "no-such", "not in the campaign"),
+    ],
+)
+def test_a_problem_of_an_edit_names_the_file_to_correct(
+    folder: Path, file: str, text: str, scheme: str, says: str
+) -> None:
+    record = folder / "plans.json"
+    assert run(app, ["plan", str(folder), "--out", str(record)]).exit_code == 0
+    (folder / file).write_text(text)
+    options = ["--after", str(record), "--issued", "1=1", "--scheme", scheme, "--json"]
+    result = run(app, ["plan", str(folder), *options])
+    problem = json.loads(result.stdout)["problems"][0]
+    assert (result.exit_code, problem["file"]) == (1, file)
+    assert says in problem["message"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ async def activate(
         manifest.scheme_number,
         [],
         wall_ms=lambda: now_ms,
-        deployment=Deployment(manifest, PODS, BEFORE.slots),
+        deployment=Deployment(manifest, PODS, BEFORE.slots, "campaign.yaml"),
     )
 
 
@@ -183,6 +183,7 @@ async def test_times_of_open_slots_stay(
     done = await activate(store, manifests[2], campaign)
     assert bool(done.problems) == bool(why)
     assert why in " ".join(map(str, done.problems))
+    assert all(one.file == "campaign.yaml" for one in done.problems)
     assert (await documents(store) == before) == bool(why)
 
 
@@ -195,7 +196,7 @@ async def test_a_rehearsal_keeps_its_times_and_takes_no_edited_ones(
     await store.put(f"{PREFIX}timeline", document)
     campaign = moved_slots(second_by_ms=600_000)
     refused = await activate(store, manifests[2], campaign)
-    assert "a rehearsal" in str(refused.problems[0])
+    assert str(refused.problems[0]).startswith("campaign.yaml: slots: the run is a rehearsal")
     assert (await activate(store, manifests[2])).problems == ()
     assert (await documents(store))["timeline"] == document
 

@@ -43,6 +43,7 @@ class Deployment:
     manifest: Manifest  # verified
     pods: Sequence[AccessPod]
     slots_before: tuple[Slot, ...]  # of the campaign that the run plays until now
+    file: str = ""  # the campaign file, for problems with the slots in it
 
 
 def check_minted(
@@ -138,18 +139,19 @@ def _edit_times(
     A rehearsal keeps its times, and none of its campaign's may be edited.
     """
     if rehearsal and campaign.slots != deployment.slots_before:
-        return told, [_problem("slots", "the run is a rehearsal: its times cannot be edited")]
+        message = "the run is a rehearsal: its times cannot be edited"
+        return told, [_problem("slots", message, deployment.file)]
     if rehearsal or campaign.slots == told.slots:
         return told, []
     before = {slot.slot: slot for slot in told.slots}
     after = {slot.slot: slot for slot in campaign.slots}
     problems = [
-        _problem(f"slot {slot}", "it has opened and its times cannot change")
+        _problem(f"slot {slot}", "it has opened and its times cannot change", deployment.file)
         for slot in sorted(opened)
         if (after.get(slot) is None or _times(after[slot]) != _times(before[slot]))
     ]
     problems += [
-        _problem(f"slot {slot}", "it has an active scheme and cannot be removed")
+        _problem(f"slot {slot}", "it has an active scheme and cannot be removed", deployment.file)
         for slot in sorted(current.keys() - after.keys() - opened)
     ]
     return Timeline(campaign.slots), problems
@@ -218,5 +220,5 @@ def _parse_assignment(stored: Versioned) -> dict[int, Placement]:
         raise Corrupt(f"{stored.key} is broken: {error!r}") from error
 
 
-def _problem(what: str, message: str) -> Problem:
-    return Problem("", 0, what, message)
+def _problem(what: str, message: str, file: str = "") -> Problem:
+    return Problem(file, 0, what, message)

@@ -22,12 +22,19 @@ from hongbao.cli.process import read_manifests
 from hongbao.cli.run_dir import RunDir, access_pods
 from hongbao.cli.run_objects import minted_here, upload_scheme
 from hongbao.domain.campaign import Campaign
-from hongbao.domain.campaign_file import read_campaign
+from hongbao.domain.campaign_file import name_edit, read_campaign
 from hongbao.domain.errors import Corrupt
 from hongbao.domain.ids import SlotNumber
 from hongbao.domain.plan_file import read_record, write_record
 from hongbao.domain.problem import Problem
-from hongbao.domain.script import PlanRecord, check_replan, plan_campaign, record_plans, replan
+from hongbao.domain.script import (
+    EditFiles,
+    PlanRecord,
+    check_replan,
+    plan_campaign,
+    record_plans,
+    replan,
+)
 
 EXIT_PROBLEMS = 1
 SHARDS = 6
@@ -127,7 +134,8 @@ def plan(
     else:
         before = _read_record(after)
         wanted, served = scheme or campaign.active_scheme, _parse_issued(issued or [])
-        if problems := check_replan(campaign, before, scheme=wanted, issued=served):
+        named = _name_edit(file, wanted)
+        if problems := check_replan(campaign, before, scheme=wanted, issued=served, files=named):
             _fail(problems, as_json)
         new = replan(
             campaign,
@@ -192,7 +200,7 @@ def activate(
     record = _read_record(plans) if plans else late_edit.played_record(RunDir(run), campaign)
     number = _find_number(record, scheme)
     slots = [SlotNumber(one) for one in slot or []]
-    done = asyncio.run(_activate(run, campaign, record, number, slots, lead_s))
+    done = asyncio.run(_activate(run, campaign, record, number, slots, lead_s, entry))
     if plans and not done.problems:
         late_edit.write_late_edit(RunDir(run), entry, files, record)
     if done.problems:
@@ -214,6 +222,7 @@ async def _activate(
     number: int,
     slots: list[SlotNumber],
     lead_s: float,
+    entry: str,
 ) -> Activation:
     from hongbao.adapters.clock import SystemClock
     from hongbao.cli import stores
@@ -243,7 +252,7 @@ async def _activate(
             slots,
             wall_ms=SystemClock().wall_ms,
             lead_ms=int(lead_s * 1000),
-            deployment=Deployment(manifest, pods, opened.campaign.slots),
+            deployment=Deployment(manifest, pods, opened.campaign.slots, entry),
         )
 
 
@@ -261,6 +270,11 @@ def _fail(problems: Sequence[Problem], as_json: bool) -> NoReturn:
     else:
         campaign_show.show_problems(Console(), problems)
     raise typer.Exit(EXIT_PROBLEMS)
+
+
+def _name_edit(file: Path, scheme: str) -> EditFiles:
+    entry, files = read_files(file)
+    return name_edit(entry, files[entry], scheme)
 
 
 def _find_number(record: PlanRecord, scheme: str) -> int:

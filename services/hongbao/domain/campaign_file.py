@@ -27,6 +27,7 @@ from hongbao.domain.ids import CampaignId, Fen, SlotNumber
 from hongbao.domain.money import MONEY_FEN_MAX, format_yuan
 from hongbao.domain.problem import Problem as Problem
 from hongbao.domain.problem import Problems
+from hongbao.domain.script import EditFiles
 from hongbao.domain.yaml_file import Row, cells_of, fields_of, read_tree, rows_of
 
 ENTRY: Final = "campaign.yaml"
@@ -57,6 +58,16 @@ def named_files(entry: str, data: bytes) -> list[str]:
     names = [head.read("sponsors", _parse_file_name, ignored)] if head else []
     names += [row.read("script", _parse_file_name, ignored) for row in schemes]
     return sorted({name for name in names if name is not None})
+
+
+def name_edit(entry: str, data: bytes, scheme: str) -> EditFiles:
+    """Return the names of the files that an edit of one scheme lies in; "" where none is named."""
+    ignored = Problems()
+    head, schemes, _ = _parts(entry, data, ignored)
+    sponsors = head.read("sponsors", _parse_file_name, ignored) if head else None
+    rows = [row for row in schemes if row.read("scheme", cells.parse_id, ignored) == scheme]
+    script_names = [row.read("script", _parse_file_name, ignored) for row in rows[:1]]
+    return EditFiles(entry, sponsors or "", (script_names or [None])[0] or "")
 
 
 def _read(files: Mapping[str, bytes], entry: str, problems: Problems) -> Campaign | None:

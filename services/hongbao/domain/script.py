@@ -7,7 +7,7 @@ after an edit covers only what has not been issued (R35, R37): issued money is a
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from hongbao.domain.campaign import Allocation, Campaign, Scheme
@@ -43,6 +43,15 @@ class Numbers:
     batch: int = 1
     key: int = 1
     file: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EditFiles:
+    """Names the files of an edited campaign, so that problems can say where to correct it."""
+
+    campaign: str = ""
+    sponsors: str = ""
+    script: str = ""
 
 
 def plan_campaign(
@@ -92,25 +101,32 @@ def replan(
 
 
 def check_replan(
-    campaign: Campaign, record: PlanRecord, *, scheme: str, issued: Mapping[SlotNumber, int]
+    campaign: Campaign,
+    record: PlanRecord,
+    *,
+    scheme: str,
+    issued: Mapping[SlotNumber, int],
+    files: EditFiles = EditFiles(),
 ) -> list[Problem]:
     """Return why this edit cannot follow these plans; nothing means that it can."""
     edited = campaign.find_scheme(scheme)
     if campaign.campaign != record.campaign:
-        return [_problem("campaign", f"the plans are of {record.campaign}")]
+        return [_problem("campaign", f"the plans are of {record.campaign}", files.campaign)]
     if edited is None:
-        return [_problem(f"scheme {scheme}", "not in the campaign")]
-    problems = _check_sponsors(campaign, record)
+        return [_problem(f"scheme {scheme}", "not in the campaign", files.campaign)]
+    problems = _check_sponsors(campaign, record, files.sponsors)
     for slot, number in sorted(issued.items()):
         plan = record.find_plan(number)
         if plan is None or not plan.slot_batches(slot):
             problems.append(_problem(f"slot {slot}", f"plan {number} has no packets for it"))
         elif not problems:
-            problems += _check_issued_slot(campaign, edited, plan, slot)
+            problems += _check_issued_slot(campaign, edited, plan, slot, files.script)
     left = [one for one in edited.allocations if one.slot not in issued]
     if not left:
-        problems.append(_problem(f"scheme {scheme}", "all of it is issued: nothing to plan"))
-    return problems + check_numbers(left, campaign.key_cap_fen, next_numbers(record.plans))
+        message = "all of it is issued: nothing to plan"
+        problems.append(_problem(f"scheme {scheme}", message, files.script))
+    exhausted = check_numbers(left, campaign.key_cap_fen, next_numbers(record.plans))
+    return problems + [replace(one, file=files.campaign) for one in exhausted]
 
 
 def check_activation(
@@ -299,19 +315,19 @@ def _slot_grid(counts: Sequence[int], ticket_shards: int) -> tuple[int, int]:
     return shards * -(-needed // shards), shards
 
 
-def _check_sponsors(campaign: Campaign, record: PlanRecord) -> list[Problem]:
+def _check_sponsors(campaign: Campaign, record: PlanRecord, file: str) -> list[Problem]:
     now = [sponsor.sponsor for sponsor in campaign.sponsors]
     problems = []
     for index, sponsor in enumerate(record.sponsors, start=1):
         found = now[index - 1] if index <= len(now) else "nobody"
         if found != sponsor:
             message = f"sponsor {index} was {sponsor} and is {found}: keep the row, append new ones"
-            problems.append(_problem(f"sponsor {sponsor}", message))
+            problems.append(_problem(f"sponsor {sponsor}", message, file))
     return problems
 
 
 def _check_issued_slot(
-    campaign: Campaign, edited: Scheme, plan: MintPlan, slot: SlotNumber
+    campaign: Campaign, edited: Scheme, plan: MintPlan, slot: SlotNumber, file: str
 ) -> list[Problem]:
     issued = spent_fen([plan], {slot: plan.scheme_number})
     written: Counter[int] = Counter()
@@ -324,7 +340,7 @@ def _check_issued_slot(
         if was_fen != is_fen:
             was, now = format_yuan(was_fen), format_yuan(is_fen)
             message = f"slot {slot} has issued {was} yuan, the script says {now}: issued stays"
-            problems.append(_problem(f"sponsor {sponsor.sponsor}", message))
+            problems.append(_problem(f"sponsor {sponsor.sponsor}", message, file))
     return problems
 
 
@@ -332,5 +348,5 @@ def _served(plan: MintPlan, issued: Mapping[SlotNumber, int]) -> dict[SlotNumber
     return {**{batch.slot: plan.scheme_number for batch in plan.batches}, **issued}
 
 
-def _problem(what: str, message: str) -> Problem:
-    return Problem("", 0, what, message)
+def _problem(what: str, message: str, file: str = "") -> Problem:
+    return Problem(file, 0, what, message)
