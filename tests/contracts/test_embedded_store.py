@@ -1,9 +1,12 @@
 """What only the LMDB store promises: its map grows, it has one writer, it never lies (F18)."""
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hongbao.adapters.lmdb import LmdbStore
@@ -13,7 +16,7 @@ from hongbao.domain.errors import Rejected, Transient
 from hongbao.shards.ports import LogStore
 
 from tests.contracts.store_contracts import StoreProcess
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, until
 
 MAP_BYTES = 1 << 20
 VALUE = bytes(100_000)
@@ -98,6 +101,72 @@ async def test_writes_that_wait_share_a_transaction(small: LmdbStore) -> None:
     before = small.writer.batches
     await asyncio.gather(*(small.create(b"%04d" % number, b"x") for number in range(200)))
     assert small.writer.batches - before < 20
+
+
+async def cut_off(store: LmdbStore, call: Coroutine[Any, Any, Any]) -> None:
+    """Make a call whose caller goes away while the disk has its write."""
+    reached, go = threading.Event(), threading.Event()
+
+    def stall(_txn: object) -> None:
+        reached.set()
+        go.wait(LIMIT_S)
+
+    stalled = asyncio.create_task(store.writer.write(stall))
+    await until(reached.is_set, "the disk stalls")
+    task = asyncio.create_task(call)
+    await asyncio.sleep(0)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    go.set()
+    await stalled
+
+
+async def test_a_lease_whose_caller_was_cut_off_runs_out_as_any_other(small: LmdbStore) -> None:
+    await cut_off(small, small.acquire("shard/1", "gone", ttl_s=0.2, value=b"gone"))
+
+    async def granted() -> object:
+        return await small.acquire("shard/1", "next", ttl_s=LIMIT_S, value=b"next")
+
+    await until(lambda: small.read("lease/shard/1"), "the grant is written")
+    await until(granted, "somebody else gets it", limit_s=LIMIT_S / 4)
+
+
+async def test_a_holder_that_was_cut_off_asking_again_does_not_keep_the_lease_for_ever(
+    small: LmdbStore,
+) -> None:
+    assert await small.acquire("shard/1", "a", ttl_s=0.2, value=b"a")
+    await cut_off(small, small.acquire("shard/1", "a", ttl_s=0.2, value=b"again"))
+
+    async def free() -> bool:
+        return not (await small.read("lease/shard/1")).value
+
+    await until(free, "the lease runs out", limit_s=LIMIT_S / 4)
+
+
+async def test_a_write_whose_caller_was_cut_off_wakes_the_watches(small: LmdbStore) -> None:
+    watching = asyncio.ensure_future(anext(small.watch("switches/", after_revision=0)))
+    await asyncio.sleep(0)
+    await cut_off(small, small.put("switches/open_pause", b"on"))
+    seen = await asyncio.wait_for(watching, LIMIT_S / 4)
+    assert seen.value == b"on"
+
+
+async def test_a_write_behind_the_close_is_refused(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "db", monotonic_s=time.monotonic)
+    await store.start()
+    await store.close()
+    with pytest.raises(Transient):
+        await asyncio.wait_for(store.put("key", b"value"), LIMIT_S)
+
+
+async def test_a_close_settles_what_was_under_way(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "db", monotonic_s=time.monotonic)
+    await store.start()
+    acquiring = asyncio.create_task(store.acquire("shard/1", "a", ttl_s=1, value=b"a"))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(store.close(), LIMIT_S)
+    assert await acquiring
 
 
 async def test_an_old_watch_still_sees_the_last_change_of_every_key(small: LmdbStore) -> None:

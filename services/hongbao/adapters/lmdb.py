@@ -33,7 +33,7 @@ from hongbao.adapters.lmdb_tables import (
 )
 from hongbao.adapters.lmdb_writer import LmdbLimits, LmdbWriter, end_process
 from hongbao.adapters.memory import check_fact, check_lease, check_pair
-from hongbao.domain.errors import Rejected, Transient
+from hongbao.domain.errors import HongbaoError, Rejected, Transient
 from hongbao.shards.ports import Lease, Versioned
 
 EVENTS_PAGE: Final = 256
@@ -140,16 +140,18 @@ class LmdbStore:
             current = unpack_fact(key, txn.get(key.encode(), db=self._tables.facts))
             return self._set(txn, key, value) if current.revision == revision else None
 
-        return self._published(await self.writer.write(compare))
+        compared: Versioned | None = await self.writer.write(compare, self._publish)
+        return compared
 
     async def put(self, key: str, value: bytes) -> Versioned:
         check_fact(key, value)
-        written: Versioned = await self.writer.write(lambda txn: self._set(txn, key, value))
-        self._published(written)
+        written: Versioned = await self.writer.write(
+            lambda txn: self._set(txn, key, value), self._publish
+        )
         return written
 
     async def delete(self, key: str) -> None:
-        self._published(await self.writer.write(lambda txn: self._drop(txn, key)))
+        await self.writer.write(lambda txn: self._drop(txn, key), self._publish)
 
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         while True:
@@ -167,7 +169,7 @@ class LmdbStore:
         held = self._held.get(name)
         if held and held.holder != holder and self._monotonic_s() < held.expires_s:
             return None
-        seen = self._held.pop(name).epoch if held else 0
+        seen = held.epoch if held else 0
 
         def grant(txn: Txn) -> int | None:
             record = self._lease_record(txn, name)
@@ -178,16 +180,17 @@ class LmdbStore:
             txn.put(name.encode(), packed, db=self._tables.leases)
             return epoch
 
-        try:
-            epoch: int | None = await self.writer.write(grant)
-        except Transient:
-            self._hold_what_is_written(name)
-            raise
-        if epoch is None:
-            return None
-        self._held[name] = _Held(holder, epoch, ttl_s, self._monotonic_s() + ttl_s)
-        self._publish()
-        return Lease(name, holder, epoch, ttl_s)
+        def settle(outcome: int | HongbaoError | None) -> None:
+            if isinstance(outcome, HongbaoError):
+                self._hold_what_is_written(name)
+            elif outcome is not None:
+                self._held[name] = _Held(holder, outcome, ttl_s, self._monotonic_s() + ttl_s)
+            self._publish(outcome)
+
+        granting = self.writer.enqueue(grant, settle)
+        self._held.pop(name, None)  # neither renewed nor ended while a grant is under way
+        epoch: int | None = await granting
+        return None if epoch is None else Lease(name, holder, epoch, ttl_s)
 
     def _hold_what_is_written(self, name: str) -> None:
         """Let the lease on disk, whoever has it, run for its full TTL from now."""
@@ -226,16 +229,19 @@ class LmdbStore:
         """End a lease: not renewable from now on, then gone from the store."""
         held.expires_s = self._monotonic_s()
 
-        def end(txn: Txn) -> None:
+        def end(txn: Txn) -> Versioned | None:
             record = self._lease_record(txn, name)
-            if record is not None and record.epoch == held.epoch:
-                txn.delete(name.encode(), db=self._tables.leases)
-                self._drop(txn, f"lease/{name}")
+            if record is None or record.epoch != held.epoch:
+                return None
+            txn.delete(name.encode(), db=self._tables.leases)
+            return self._drop(txn, f"lease/{name}")
 
-        await self.writer.write(end)
-        if self._held.get(name) is held:
-            del self._held[name]
-        self._publish()
+        def settle(outcome: Versioned | HongbaoError | None) -> None:
+            if not isinstance(outcome, HongbaoError) and self._held.get(name) is held:
+                del self._held[name]
+            self._publish(outcome)
+
+        await self.writer.write(end, settle)
 
     def _lease_record(self, txn: Txn, name: str) -> LeaseRecord | None:
         data = txn.get(name.encode(), db=self._tables.leases)
@@ -268,11 +274,8 @@ class LmdbStore:
             if txn.get(key, db=self._tables.facts)[: U64.size] != number:
                 txn.delete(number, db=self._tables.events)
 
-    def _published(self, written: Versioned | None) -> Versioned | None:
-        if written is not None:
-            self._publish()
-        return written
-
-    def _publish(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _publish(self, outcome: object) -> None:
+        """Wake all watches, unless surely nothing was written."""
+        if outcome is not None:
+            self._changed.set()
+            self._changed = asyncio.Event()

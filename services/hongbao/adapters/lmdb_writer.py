@@ -26,6 +26,8 @@ from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded, Transient
 log = structlog.get_logger()
 
 Work = Callable[[Txn], Any]
+Settle = Callable[[Any], None]
+_Write = tuple[Work, asyncio.Future[Any], Settle | None]
 
 EXIT_BROKEN: Final = 70
 """The exit status of a process whose environment is broken (sysexits.h: EX_SOFTWARE)."""
@@ -71,12 +73,11 @@ class LmdbWriter:
         self._environment = environment
         self._resizing = resizing
         self._limits = limits
-        self._waiting: queue.SimpleQueue[tuple[Work, asyncio.Future[Any]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._waiting: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._waiting_count = 0
         self._warned = False
         self._broken = False
+        self._closing = False
         self._on_broken = on_broken
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._write_forever, name="lmdb", daemon=True)
@@ -89,19 +90,28 @@ class LmdbWriter:
 
     async def close(self) -> None:
         """Write what waits, then end the thread."""
+        self._closing = True
         self._waiting.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    async def write(self, work: Work) -> Any:
-        """Run `work` in a transaction; durable on return. It may run again after a growth."""
-        if self._broken:
+    async def write(self, work: Work, settle: Settle | None = None) -> Any:
+        """Run `work` in a transaction; durable on return. It may run again after a growth.
+
+        `settle` gets the outcome (a result or a HongbaoError) before the caller does, and also
+        when the caller has gone: what was handed over is written whatever becomes of him.
+        """
+        return await self.enqueue(work, settle)
+
+    def enqueue(self, work: Work, settle: Settle | None = None) -> asyncio.Future[Any]:
+        """Hand a write over; the future ends as `write` does. What it raises was not taken."""
+        if self._broken or self._closing:
             raise Transient("store: nothing is written any more")
         if self._waiting_count >= self._limits.waiting_max:
             raise Overloaded(f"store: {self._waiting_count} writes wait")
         done = asyncio.get_running_loop().create_future()
         self._waiting_count += 1
-        self._waiting.put((work, done))
-        return await done
+        self._waiting.put((work, done, settle))
+        return done
 
     @property
     def used_bytes(self) -> int:
@@ -124,9 +134,8 @@ class LmdbWriter:
                 batch.append(self._waiting.get())
             closing = None in batch
             wanted = [item for item in batch if item is not None]
-            outcomes = self._write_or_break([work for work, _ in wanted])
-            futures = [done for _, done in wanted]
-            self._loop.call_soon_threadsafe(self._deliver, futures, outcomes)
+            outcomes = self._write_or_break([work for work, _, _ in wanted])
+            self._loop.call_soon_threadsafe(self._deliver, wanted, outcomes)
             if self._broken:
                 self._loop.call_soon_threadsafe(self._refuse_waiting)
                 self._on_broken()
@@ -136,7 +145,7 @@ class LmdbWriter:
         """Answer what nobody will write any more."""
         while not self._waiting.empty():
             if (item := self._waiting.get()) is not None:
-                self._deliver([item[1]], Transient("store: nothing is written any more"))
+                self._deliver([item], Transient("store: nothing is written any more"))
 
     def _write_or_break(self, works: list[Work]) -> list[Any] | HongbaoError:
         try:
@@ -146,15 +155,19 @@ class LmdbWriter:
             self._broken = True
             return Ambiguous(f"store: {error}")
 
-    def _deliver(self, futures: list[asyncio.Future[Any]], outcomes: Any) -> None:
-        self._waiting_count -= len(futures)
-        for index, done in enumerate(futures):
+    def _deliver(self, writes: list[_Write], outcomes: Any) -> None:
+        self._waiting_count -= len(writes)
+        for index, (_, done, settle) in enumerate(writes):
+            failed = isinstance(outcomes, HongbaoError)
+            outcome = copy(outcomes) if failed else outcomes[index]
+            if settle is not None and not self._broken:  # broken: not even a read may return
+                settle(outcome)
             if done.done():
                 continue
-            if isinstance(outcomes, HongbaoError):
-                done.set_exception(copy(outcomes))
+            if failed:
+                done.set_exception(outcome)
             else:
-                done.set_result(outcomes[index])
+                done.set_result(outcome)
 
     def _write_batch(self, works: list[Work]) -> list[Any] | HongbaoError:
         while True:
