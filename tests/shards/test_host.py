@@ -216,6 +216,91 @@ async def test_a_router_that_follows_learns_of_moves_by_itself(cluster: Cluster)
     assert cluster.calls == [1]
 
 
+class TellingStore(MemoryStore):
+    """Counts what its watches tell, and breaks each watch when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Versioned] = []
+        self.breaks = False
+
+    async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
+        async for fact in super().watch(prefix, after_revision=after_revision):
+            self.told.append(fact)
+            yield fact
+            if self.breaks:
+                raise Transient("connection lost")
+
+
+async def hand_on(store: MemoryStore, *names: str) -> Lease:
+    """Let each process hold shard 1 for a moment, and the last one keep it."""
+    held = None
+    for name in names:
+        if held is not None:
+            await store.release(held)
+        value = Member(name, "zone-a", name, "toy").to_json()
+        held = await store.acquire("toy/1", name, ttl_s=LIMIT_S, value=value)
+    assert held is not None
+    return held
+
+
+@pytest.fixture
+def telling(cluster: Cluster) -> TellingStore:
+    cluster.store = store = TellingStore()
+    return store
+
+
+async def test_a_router_that_begins_to_follow_leaves_old_owners_alone(
+    cluster: Cluster, telling: TellingStore
+) -> None:
+    """As found: it followed all history, and each old owner took a call from the living one."""
+    await hand_on(telling, "old", "older", "a")
+    cluster.paused.add("a")  # the call stays under way
+    router = cluster.router()
+    calling = asyncio.create_task(router.submit("toy", 1, READ))
+    await until(lambda: cluster.calls)
+    following = asyncio.create_task(router.follow("toy"))
+    await asyncio.sleep(0)
+    await telling.put("lease/toy/2", Member("b", "zone-a", "b", "toy").to_json())
+    await until(lambda: telling.told, "something is told")
+    assert [fact.key for fact in telling.told] == ["lease/toy/2"]
+    assert not calling.done()
+    assert len(cluster.calls) == 1
+    following.cancel()
+    calling.cancel()
+
+
+async def test_where_nobody_holds_a_shard_a_router_is_not_told_who_ever_did(
+    telling: TellingStore, cluster: Cluster
+) -> None:
+    await telling.release(await hand_on(telling, "old", "older"))
+    await telling.acquire("member/a", "a", ttl_s=LIMIT_S, value=b"{}")
+    following = asyncio.create_task(cluster.router().follow("toy"))
+    await asyncio.sleep(0)
+    await hand_on(telling, "a")
+    await until(lambda: telling.told, "something is told")
+    assert b'"a"' in telling.told[0].value
+    following.cancel()
+
+
+async def test_a_router_whose_watch_breaks_goes_on_with_what_is_there_then(
+    cluster: Cluster, telling: TellingStore
+) -> None:
+    """Also what was given up meanwhile is known, and nothing is told twice."""
+    telling.breaks = True
+    router = cluster.router()
+    following = asyncio.create_task(router.follow("toy"))
+    await asyncio.sleep(0)
+    held = await hand_on(telling, "old")
+    await until(lambda: len(telling.told) == 1, "the watch tells and breaks")
+    await telling.release(held)
+    cluster.start("a")
+    await until(lambda: cluster.owned() == {"a": 4})
+    assert await asyncio.wait_for(router.submit("toy", 1, READ), LIMIT_S) == TOTAL.pack(0)
+    assert len({fact.revision for fact in telling.told}) == len(telling.told)
+    following.cancel()
+
+
 async def test_a_call_to_a_paused_owner_goes_to_the_next_one_as_soon_as_there_is_one(
     cluster: Cluster,
 ) -> None:

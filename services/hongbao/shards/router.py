@@ -22,6 +22,7 @@ CALL_OPERATIONS_MAX: Final = 512
 PEER_CALLS_MAX: Final = 2
 """Calls under way per shard at a peer; what arrives meanwhile shares the next one."""
 PEER_WAITING_MAX: Final = 4096
+LEASES: Final = "lease/"
 
 log = structlog.get_logger()
 
@@ -89,6 +90,7 @@ class ShardRouter:
         self._peers = peers
         self._owner_wait_s = owner_wait_s
         self._addresses: dict[tuple[str, int], str] = {}
+        self._revisions: dict[tuple[str, int], int] = {}  # of the newest fact of each shard
         self._queues: dict[tuple[str, str, int], _PeerQueue] = {}
         self._pauses: dict[tuple[str, int], asyncio.Future[None]] = {}
 
@@ -136,17 +138,36 @@ class ShardRouter:
 
         Without it the router finds out from the calls themselves.
         """
-        prefix = f"lease/{plane}/"
+        prefix = f"{LEASES}{plane}/"
         while True:
             try:
-                async for fact in self._coordination.watch(prefix, after_revision=0):
+                newest = await self._learn_all(plane)
+                async for fact in self._coordination.watch(prefix, after_revision=newest):
                     self._learn(plane, fact)
             except Exception:  # outermost level of a loop: it must not end in silence
                 log.exception("owners_not_followed", plane=plane)
             await asyncio.sleep(RETRY_S)
 
+    async def _learn_all(self, plane: str) -> int:
+        """Learn where all shards are now; return a revision to go on from.
+
+        It is that of the newest lease of any kind, best that of a process which has just started:
+        where no shard of the plane is held, all that ever was would be told again.
+        """
+        facts = await self._coordination.read_prefix(LEASES)
+        held = [fact for fact in facts if fact.key.startswith(f"{LEASES}{plane}/")]
+        for fact in held:
+            self._learn(plane, fact)
+        there = {int(fact.key.rpartition("/")[2]) for fact in held}
+        for key in [key for key in self._addresses if key[0] == plane and key[1] not in there]:
+            del self._addresses[key]
+        return max((fact.revision for fact in facts), default=0)
+
     def _learn(self, plane: str, fact: Versioned) -> None:
         shard = int(fact.key.rpartition("/")[2])
+        if fact.revision < self._revisions.get((plane, shard), 0):
+            return  # told late: calls are at a newer owner already
+        self._revisions[(plane, shard)] = fact.revision
         if fact.value:
             address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
             self._leave_others(plane, shard, address)
@@ -172,12 +193,13 @@ class ShardRouter:
     async def _address_of(self, plane: str, shard: int) -> str:
         address = self._addresses.get((plane, shard))
         if address is None:
-            fact = await self._coordination.read(f"lease/{plane}/{shard}")
+            fact = await self._coordination.read(f"{LEASES}{plane}/{shard}")
             if not fact.value:
                 raise Transient(
                     f"{plane}/{shard}: nobody owns it now", retry_after_s=NO_OWNER_RETRY_S
                 )
             address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
+            self._revisions[(plane, shard)] = fact.revision
         return address
 
 
