@@ -84,6 +84,8 @@ class FileShelf:
                 continue
             except Fenced as error:
                 _log.info("cursor_taken_over", file=file, error=str(error))
+            except Corrupt as error:
+                self._drop(cursor, error)
             del self._leaving[file]
         return not self._leaving
 
