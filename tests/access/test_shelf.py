@@ -50,3 +50,14 @@ async def test_a_broken_cursor_log_keeps_no_other_file_from_moving(
     last = await log.get(entries.cursor_key(2, 1))
     assert last is not None
     assert entries.parse_cursor(last).kind == entries.RETURNED
+
+
+async def test_a_file_that_was_served_is_unmapped_when_it_is_gone(shelf: FileShelf) -> None:
+    await serve(shelf, (1,))
+    data = shelf.files[1].data
+    shelf.keep_serving(())
+    assert await shelf.give_back()
+    shelf.close()
+    assert isinstance(data, mmap.mmap)
+    assert data.closed
+    assert shelf.files == {}

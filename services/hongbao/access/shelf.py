@@ -164,6 +164,8 @@ class FileShelf:
             self.residue += cursor.residue
             self.cursors[file.file] = cursor
             _log.info("file_taken_over", file=file.file, record=cursor.at, residue=cursor.residue)
+        finally:
+            self._opening.discard(file.file)
 
     def _drop(self, cursor: FileCursor, error: HongbaoError) -> None:
         """Give a file up for a while: another instance has it, or its log is broken."""
