@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from hongbao.adapters import store_writes
 from hongbao.adapters.store_writes import StoreWrites
-from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded, Transient
+from hongbao.domain.errors import Ambiguous, Overloaded, Transient
 from hongbao.proto.v1 import store_pb2 as pb
 from hongbao.shards import wire
 
@@ -20,7 +20,7 @@ class Calls:
         self.sent: list[list[bytes]] = []
         self.go = asyncio.Event()
         self.go.set()
-        self.fails: HongbaoError | None = None
+        self.fails: Exception | None = None
 
     async def send(self, items: Sequence[pb.WriteItem]) -> pb.WriteReply:
         self.sent.append([item.pairs[0].key for item in items])
@@ -107,6 +107,42 @@ async def test_a_call_that_fails_fails_all_its_writes_and_no_others() -> None:
         await create(writes, b"3")
     calls.fails = None
     assert await create(writes, b"4")
+
+
+async def test_a_bug_in_a_call_leaves_no_writer_waiting() -> None:
+    calls = Calls()
+    writes = StoreWrites(calls.send)
+    calls.fails = ValueError("a failure that nobody foresaw")
+    tasks = [create(writes, b"1"), put(writes, b"2")]
+    ends = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), LIMIT_S)
+    assert [type(end) for end in ends] == [Ambiguous] * 2
+    calls.fails = None
+    assert await create(writes, b"3")
+
+
+async def test_a_reply_that_fails_a_write_nobody_sent_leaves_no_writer_waiting() -> None:
+    async def send(items: Sequence[pb.WriteItem]) -> pb.WriteReply:
+        reply = pb.WriteReply(written=[True] * len(items))
+        reply.failures.append(wire.failure_of(len(items), Transient("full")))
+        return reply
+
+    with pytest.raises(Ambiguous):
+        await asyncio.wait_for(create(StoreWrites(send), b"1"), LIMIT_S)
+
+
+async def test_a_write_behind_the_close_is_refused() -> None:
+    calls = Calls()
+    writes = StoreWrites(calls.send)
+    calls.go.clear()
+    first = create(writes, b"1")
+    await until(lambda: calls.sent, "the first is sent")
+    writes.close()
+    for late in (create(writes, b"2"), put(writes, b"3")):  # the sender has not ended yet
+        with pytest.raises(Transient) as caught:
+            await asyncio.wait_for(late, LIMIT_S)
+        assert type(caught.value) is Transient
+    with pytest.raises(Ambiguous):
+        await first
 
 
 async def test_calls_and_queue_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from copy import copy
 from typing import Final
 
-from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded
+import structlog
+
+from hongbao.domain.errors import Ambiguous, HongbaoError, Overloaded, Transient
 from hongbao.proto.v1 import store_pb2 as pb
 from hongbao.shards import wire
 
@@ -20,6 +22,8 @@ CALL_ITEMS_MAX: Final = 512
 WAITING_MAX: Final = 4096
 PUT_WAIT_S: Final = 0.008
 """Nobody's answer waits for a put: it goes with the next create, or alone after this."""
+
+log = structlog.get_logger()
 
 Waiting = tuple[pb.WriteItem, asyncio.Future[bool]]
 Send = Callable[[Sequence[pb.WriteItem]], Awaitable[pb.WriteReply]]
@@ -36,6 +40,7 @@ class StoreWrites:
         self._waiting: deque[Waiting] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._sending = False
+        self._closed = False
         self._urgent = False  # a create waits, or puts have waited long enough
         self._put_timer: asyncio.TimerHandle | None = None
 
@@ -43,8 +48,10 @@ class StoreWrites:
         """Write one pair if its key is absent (False: it was there), or put all in order.
 
         A write waits for one call before its own, so for twice a call's timeout at most. Raises
-        what the store raised, Ambiguous when the call failed on the way.
+        what the store raised, Ambiguous when the call failed on the way, Transient behind `close`.
         """
+        if self._closed:
+            raise Transient("the store client was closed")
         if len(self._waiting) >= WAITING_MAX:
             raise Overloaded(f"store: {len(self._waiting)} writes wait in this process")
         item = pb.WriteItem(
@@ -60,6 +67,7 @@ class StoreWrites:
 
     def close(self) -> None:
         """Give up: whatever is under way or waits ends as Ambiguous."""
+        self._closed = True
         if self._sender is not None:
             self._sender.cancel()
         self._stop_waiting()
@@ -108,16 +116,22 @@ class StoreWrites:
         if not items:
             return []
         try:
-            reply = await self._send(items)
+            return _outcomes_of(await self._send(items), len(items))
         except HongbaoError as error:
-            return [error] * len(items)
-        outcomes: list[bool | HongbaoError] = list(reply.written)
-        if len(outcomes) != len(items):
-            wrong = Ambiguous(f"the store answered {len(outcomes)} of {len(items)} writes")
-            return [wrong] * len(items)
-        for failure in reply.failures:
-            outcomes[failure.index] = wire.error_of(failure)
-        return outcomes
+            failure = error
+        except Exception as error:  # outermost level of a call: no writer must wait for ever
+            log.exception("store_call_broken")
+            failure = Ambiguous(f"store: {type(error).__name__}: {error}")
+        return [failure] * len(items)
+
+
+def _outcomes_of(reply: pb.WriteReply, count: int) -> list[bool | HongbaoError]:
+    outcomes: list[bool | HongbaoError] = list(reply.written)
+    if len(outcomes) != count:
+        raise Ambiguous(f"the store answered {len(outcomes)} of {count} writes")
+    for failure in reply.failures:
+        outcomes[failure.index] = wire.error_of(failure)
+    return outcomes
 
 
 def _close(batch: Collection[Waiting]) -> None:
