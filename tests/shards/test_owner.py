@@ -382,6 +382,26 @@ async def test_a_machine_that_breaks_stops_its_owner(store: FaultyStore) -> None
         assert isinstance(owner.stopped_by, Corrupt)
 
 
+async def test_a_machine_that_breaks_over_a_lookup_leaves_nobody_waiting(
+    store: FaultyStore,
+) -> None:
+    class Broken(ToyMachine):
+        def answer(self, operation: bytes, value: bytes | None) -> bytes:
+            if operation == add(2, 1):
+                raise Corrupt("a value that cannot be")
+            return super().answer(operation, value)
+
+    first = await take_over(store)
+    await asyncio.gather(*(first.submit(add(number, 1)) for number in range(1, 4)))
+    await first.drain()
+    owner = await take_over(store, epoch=2, machine=Broken())
+    calls = [owner.enqueue(add(number, 1)) for number in range(1, 4)]
+    async with asyncio.timeout(LIMIT_S):
+        ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(end) for end in ends] == [bytes, Fenced, Fenced]
+    assert isinstance(owner.stopped_by, Corrupt)
+
+
 async def test_an_operation_whose_caller_has_gone_is_not_done(store: FaultyStore) -> None:
     owner = await take_over(store)
     store.creates = ["held"]

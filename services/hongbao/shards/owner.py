@@ -412,13 +412,12 @@ class Owner:
         reads = [self._store.get(key) for _, key, _ in lookups]
         values = await asyncio.gather(*reads, return_exceptions=True)
         for (operation, _, done), value in zip(lookups, values, strict=True):
-            self._looking.pop(done, None)
-            if done.done():
-                continue
-            if isinstance(value, BaseException):
-                done.set_exception(value)
-            else:
-                done.set_result(self._machine.answer(operation, value))
+            if not done.done():
+                if isinstance(value, BaseException):
+                    done.set_exception(value)
+                else:
+                    done.set_result(self._machine.answer(operation, value))
+            self._looking.pop(done, None)  # not before: if answering fails, `_fail` answers
 
     def _checkpoint_now(self) -> tuple[int, bytes] | None:
         """Return the state after the last block, if this owner has written any."""
