@@ -17,6 +17,7 @@ from hongbao.shards.router import Outcome, ShardRouter, submit_all
 from hongbao.shards.tenure import Owners
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from tests.sim.loop import VirtualLoop
 from tests.sim.toy import READ, REFUSED, TOTAL, ToyMachine, add
@@ -131,10 +132,20 @@ async def test_hosts_share_the_shards_and_survive_one_another(cluster: Cluster) 
     await until(lambda: cluster.owned() == {"b": 4})
 
 
-async def test_a_host_outlives_a_member_document_that_it_cannot_read(cluster: Cluster) -> None:
-    await cluster.store.acquire("member/odd", "odd", ttl_s=0.2, value=b"{")
-    cluster.start("a")
-    await until(lambda: cluster.owned() == {"a": 4})
+@pytest.mark.parametrize("odd", [b"{", b"[]", b"\xff"])
+async def test_a_host_takes_shards_beside_documents_that_it_cannot_read(
+    cluster: Cluster, odd: bytes
+) -> None:
+    """As found: one such member, and nobody took any shard. It is told once, not at each look."""
+    await cluster.store.acquire("member/odd", "odd", ttl_s=LIMIT_S, value=odd)
+    await cluster.store.acquire("toy/1", "odd", ttl_s=LIMIT_S, value=odd)
+    with capture_logs() as told:
+        cluster.start("a")
+        await until(lambda: cluster.owned() == {"a": 3})
+        cluster.start("b")
+        await until(lambda: sorted(cluster.owned().values()) == [1, 2])
+    unread = [each["key"] for each in told if each["event"] == "member_unreadable"]
+    assert sorted(unread) == 2 * ["lease/member/odd"] + 2 * ["lease/toy/1"]
 
 
 async def test_a_dead_hosts_shards_move_when_its_leases_run_out(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ a store that is slow to answer one question costs no shard.
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
@@ -15,6 +16,9 @@ from hongbao.domain.errors import Corrupt, HongbaoError, Transient
 from hongbao.shards.lease import HeldLease
 from hongbao.shards.member import Member, keep_member
 from hongbao.shards.ports import Coordination
+
+UNKNOWN: Final = Member(process="", zone="", address="", role="")
+"""Holds a lease whose document cannot be read: somebody lives there, of no role that counts."""
 
 log = structlog.get_logger()
 
@@ -84,6 +88,7 @@ class ShardHost:
         self._membership: asyncio.Future[None] | None = None
         self._stays: dict[int, tuple[asyncio.Event, asyncio.Future[None]]] = {}
         self._not_before_s: dict[int, float] = {}
+        self._unreadable: dict[str, dict[str, int]] = {}  # by prefix: the revision of each document
         self._stopping = False
 
     async def run(self) -> None:
@@ -170,17 +175,30 @@ class ShardHost:
             await held.release()
 
     async def _live_hosts(self) -> list[str]:
-        facts = await self._coordination.read_prefix("lease/member/")
-        members = [Member.from_json(fact.value) for fact in facts]
-        return [member.process for member in members if member.role == self._member.role]
+        members = await self._members("lease/member/")
+        return [member.process for member in members.values() if member.role == self._member.role]
 
     async def _holders(self) -> dict[int, str]:
         """Return who holds which shard; what our last incarnation held is free for us."""
-        prefix = f"lease/{self._plane}/"
         holders = {}
-        for fact in await self._coordination.read_prefix(prefix):
-            shard = int(fact.key.removeprefix(prefix))
-            process = Member.from_json(fact.value).process
-            if process != self._member.process or shard in self._stays:
-                holders[shard] = process
+        for name, member in (await self._members(f"lease/{self._plane}/")).items():
+            shard = int(name)
+            if member.process != self._member.process or shard in self._stays:
+                holders[shard] = member.process
         return holders
+
+    async def _members(self, prefix: str) -> dict[str, Member]:
+        """Return who holds which lease: UNKNOWN where the document is odd, which is told once."""
+        members, unreadable = {}, {}
+        told = self._unreadable.get(prefix, {})
+        for fact in await self._coordination.read_prefix(prefix):
+            try:
+                member = Member.from_json(fact.value)
+            except Corrupt as error:
+                member = UNKNOWN
+                unreadable[fact.key] = fact.revision
+                if told.get(fact.key) != fact.revision:
+                    log.error("member_unreadable", key=fact.key, reason=str(error))
+            members[fact.key.removeprefix(prefix)] = member
+        self._unreadable[prefix] = unreadable
+        return members

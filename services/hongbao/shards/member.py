@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from hongbao.domain.errors import Corrupt
 from hongbao.shards.lease import HeldLease
 from hongbao.shards.ports import Coordination
 
@@ -31,8 +32,13 @@ class Member:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Member":
-        """Read what a process wrote, of whatever version: fields come and go."""
-        shape = json.loads(data)
+        """Read what a process wrote, of whatever version: fields come and go. Raises Corrupt."""
+        try:
+            shape = json.loads(data)
+        except ValueError as error:
+            raise Corrupt(f"member document of {len(data)} bytes: {error}") from None
+        if not isinstance(shape, dict):
+            raise Corrupt(f"member document of {len(data)} bytes: no object")
         return cls(**{field.name: str(shape.get(field.name, "")) for field in fields(cls)})
 
 
