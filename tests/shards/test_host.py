@@ -228,15 +228,18 @@ async def test_a_router_that_follows_learns_of_moves_by_itself(cluster: Cluster)
 
 
 class TellingStore(MemoryStore):
-    """Counts what its watches tell, and breaks each watch when it is told to."""
+    """Keeps what its watches tell; they wait, or break behind each change, when they are told."""
 
     def __init__(self) -> None:
         super().__init__()
         self.told: list[Versioned] = []
         self.breaks = False
+        self.go = asyncio.Event()
+        self.go.set()
 
     async def watch(self, prefix: str, *, after_revision: int) -> AsyncIterator[Versioned]:
         async for fact in super().watch(prefix, after_revision=after_revision):
+            await self.go.wait()
             self.told.append(fact)
             yield fact
             if self.breaks:
@@ -310,6 +313,39 @@ async def test_a_router_whose_watch_breaks_goes_on_with_what_is_there_then(
     assert await asyncio.wait_for(router.submit("toy", 1, READ), LIMIT_S) == TOTAL.pack(0)
     assert len({fact.revision for fact in telling.told}) == len(telling.told)
     following.cancel()
+
+
+async def test_an_owner_that_cannot_be_read_keeps_a_router_from_following_no_other(
+    cluster: Cluster, telling: TellingStore
+) -> None:
+    await telling.put("lease/toy/2", b"odd")
+    following = asyncio.create_task(cluster.router().follow("toy"))
+    await asyncio.sleep(0)
+    await hand_on(telling, "a")
+    await until(lambda: telling.told, "something is told")
+    following.cancel()
+
+
+async def test_a_router_told_late_of_an_old_owner_stays_with_the_new_one(
+    cluster: Cluster, telling: TellingStore
+) -> None:
+    """Where a call has read who owns its shard before the watch comes to it."""
+    await telling.acquire("member/a", "a", ttl_s=LIMIT_S, value=b"{}")
+    router = cluster.router()
+    following = asyncio.create_task(router.follow("toy"))
+    await asyncio.sleep(0)
+    telling.go.clear()
+    await hand_on(telling, "old", "older", "a")
+    cluster.paused.add("a")  # the call stays under way
+    calling = asyncio.create_task(router.submit("toy", 1, READ))
+    await until(lambda: cluster.calls)
+    telling.go.set()
+    await until(lambda: len(telling.told) == 5, "all is told")
+    await asyncio.sleep(0)
+    assert not calling.done()
+    assert len(cluster.calls) == 1
+    following.cancel()
+    calling.cancel()
 
 
 async def test_a_call_to_a_paused_owner_goes_to_the_next_one_as_soon_as_there_is_one(

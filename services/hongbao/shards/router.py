@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from hongbao.domain.errors import Ambiguous, Fenced, HongbaoError, Overloaded, Transient
+from hongbao.domain.errors import Ambiguous, Corrupt, Fenced, HongbaoError, Overloaded, Transient
 from hongbao.shards.member import Member
 from hongbao.shards.owner import Owner
 from hongbao.shards.ports import Coordination, Versioned
@@ -168,13 +168,18 @@ class ShardRouter:
         if fact.revision < self._revisions.get((plane, shard), 0):
             return  # told late: calls are at a newer owner already
         self._revisions[(plane, shard)] = fact.revision
-        if fact.value:
-            address = self._addresses[(plane, shard)] = Member.from_json(fact.value).address
-            self._leave_others(plane, shard, address)
-            if pause := self._pauses.get((plane, shard)):
-                _end(pause)
-        else:
-            self._addresses.pop((plane, shard), None)
+        self._addresses.pop((plane, shard), None)
+        if not fact.value:
+            return
+        try:
+            address = Member.from_json(fact.value).address
+        except Corrupt as error:  # the others are followed on
+            log.error("owner_unreadable", key=fact.key, reason=str(error))
+            return
+        self._addresses[(plane, shard)] = address
+        self._leave_others(plane, shard, address)
+        if pause := self._pauses.get((plane, shard)):
+            _end(pause)
 
     def _leave_others(self, plane: str, shard: int, address: str) -> None:
         """Give up what was sent to the owner before: a paused process never answers."""
