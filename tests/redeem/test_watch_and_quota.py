@@ -147,6 +147,27 @@ def test_a_broken_quota_is_measured_anew(broken: bytes) -> None:
     assert json.loads(merge_quota(broken, "redeem-a-0", 5, 0, 1))["opens_per_s"] == 5
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"at_ms": 1},
+        {"opens_per_s": 7},
+        {"opens_per_s": "7", "at_ms": 1},
+        {"opens_per_s": True, "at_ms": 1},
+        {"opens_per_s": -7, "at_ms": 1},
+        {"opens_per_s": 7, "at_ms": None},
+        7,
+        None,
+    ],
+)
+def test_an_odd_entry_of_the_quota_is_dropped_and_the_others_stay(odd: object) -> None:
+    good = {"opens_per_s": 700, "at_ms": 1}
+    document = json.dumps({"processes": {"odd": odd, "redeem-b-0": good}}).encode()
+    merged = json.loads(merge_quota(document, "redeem-a-0", 5, 1, 10_000))
+    assert sorted(merged["processes"]) == ["redeem-a-0", "redeem-b-0"]
+    assert merged["opens_per_s"] == 705
+
+
 class CollidingStore(MemoryStore):
     """Lets another process write just before the first compare-and-put."""
 

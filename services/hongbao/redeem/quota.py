@@ -5,8 +5,8 @@ grows only under use and falls at once when opens become slow or fail.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -38,15 +38,29 @@ def next_capacity(
 def merge_quota(
     document: bytes, process: str, opens_per_s: float, now_ms: int, life_ms: int
 ) -> bytes:
-    """Return the quota document with this process's entry renewed and dead ones dropped."""
-    try:
-        found: Mapping[str, Mapping[str, Any]] = json.loads(document)["processes"]
-        live = {name: dict(one) for name, one in found.items() if now_ms - one["at_ms"] < life_ms}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        live = {}  # measured anew within a period: nothing is lost
+    """Return the quota document with this process's entry renewed and dead or odd ones dropped."""
+    live = {name: one for name, one in _entries(document) if now_ms - one["at_ms"] < life_ms}
     live[process] = {"opens_per_s": round(opens_per_s), "at_ms": now_ms}
     total = sum(one["opens_per_s"] for one in live.values())
     return json.dumps({"opens_per_s": total, "processes": live}, sort_keys=True).encode()
+
+
+def _entries(document: bytes) -> list[tuple[str, dict[str, int]]]:
+    """Return the entries that can be read; what is odd is measured anew within a period."""
+    try:
+        found = json.loads(document)["processes"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
+    numbers = ("opens_per_s", "at_ms")
+    return [
+        (name, {number: one[number] for number in numbers})
+        for name, one in found
+        if isinstance(one, dict) and all(_is_count(one.get(number)) for number in numbers)
+    ]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class QuotaMeter:
