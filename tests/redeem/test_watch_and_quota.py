@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -18,7 +19,9 @@ from hongbao.redeem.service import OpenCounts
 from hongbao.redeem.watch import FactsWatch
 from hongbao.shards.ports import Versioned
 from hypothesis import given
+from structlog.testing import capture_logs
 
+from tests.redeem.world import make_world
 from tests.waiting import until
 
 CAMPAIGN = CampaignId("tiny")
@@ -196,3 +199,48 @@ async def test_two_processes_that_publish_at_once_both_stay_in_the_quota() -> No
     shape = json.loads((await store.read("campaigns/tiny/quota")).value)
     assert shape["processes"]["redeem-a-0"]["opens_per_s"] == 6250
     assert shape["opens_per_s"] == 6950
+
+
+async def test_a_bug_in_one_publication_ends_neither_the_quota_nor_the_drain(
+    tmp_path: Path,
+) -> None:
+    world = await make_world(tmp_path, RedeemLimits(quota_period_s=0.001))
+    whole, failed = world.store.compare_and_put, list[str]()
+
+    async def compare_and_put(key: str, value: bytes, *, revision: int) -> Versioned | None:
+        if len(failed) < 3:
+            failed.append(key)
+            raise ValueError("a failure that nobody foresaw")
+        return await whole(key, value, revision=revision)
+
+    world.store.compare_and_put = compare_and_put  # type: ignore[method-assign]
+    before = await world.store.read("campaigns/tiny/quota")
+
+    async def published() -> bool:
+        quota = await world.store.read("campaigns/tiny/quota")
+        return quota.revision > before.revision
+
+    await until(published, "the quota is published again")
+    assert failed == 3 * ["campaigns/tiny/quota"]
+    await world.close()
+
+
+async def test_a_loop_that_broke_does_not_keep_a_process_from_draining(tmp_path: Path) -> None:
+    """What is stopped behind the role, its shards and stores, must be stopped too."""
+    world = await make_world(tmp_path)
+    broke = asyncio.Event()
+
+    async def put(_key: str, _value: bytes) -> Versioned:
+        broke.set()
+        raise ValueError("a failure that nobody foresaw")
+
+    whole = world.store.put
+    world.store.put = put  # type: ignore[method-assign]
+    await whole("campaigns/tiny/keys", b'{"deny": [1], "allow": null}')
+    await until(broke.is_set, "an ack fails")
+    with capture_logs() as told:
+        await world.role.drain()
+    assert [each["loop"] for each in told if each["event"] == "redeem_loop_broken"] == [
+        "redeem-watch"
+    ]
+    await world.close()

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -146,9 +145,11 @@ class RedeemRole:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        for task, end in zip(
+            tasks, await asyncio.gather(*tasks, return_exceptions=True), strict=True
+        ):
+            if isinstance(end, Exception):  # the rest of the process must still be drained
+                log.error("redeem_loop_broken", loop=task.get_name(), exc_info=end)
 
     def new_machine(self, shard: int) -> ClaimsMachine:
         """Return the empty state of a claims shard, for the ShardHost of this process."""
@@ -185,4 +186,6 @@ class RedeemRole:
                 await self._quota.publish()
             except HongbaoError as error:
                 log.warning("quota_not_published", error=str(error))
+            except Exception:  # outermost level of a loop: without it access keeps to a floor
+                log.exception("quota_broken")
             await asyncio.sleep(self._limits.quota_period_s)
