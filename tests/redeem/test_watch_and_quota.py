@@ -225,22 +225,22 @@ async def test_a_bug_in_one_publication_ends_neither_the_quota_nor_the_drain(
     await world.close()
 
 
-async def test_a_loop_that_broke_does_not_keep_a_process_from_draining(tmp_path: Path) -> None:
-    """What is stopped behind the role, its shards and stores, must be stopped too."""
+async def test_an_ack_that_fails_as_nobody_foresaw_is_repeated_and_ends_no_watch(
+    tmp_path: Path,
+) -> None:
     world = await make_world(tmp_path)
-    broke = asyncio.Event()
+    whole, failures = world.store.put, [ValueError("one"), ValueError("two")]
 
-    async def put(_key: str, _value: bytes) -> Versioned:
-        broke.set()
-        raise ValueError("a failure that nobody foresaw")
+    async def put(key: str, value: bytes) -> Versioned:
+        if key.startswith("acks/") and failures:
+            raise failures.pop()
+        return await whole(key, value)
 
-    whole = world.store.put
     world.store.put = put  # type: ignore[method-assign]
-    await whole("campaigns/tiny/keys", b'{"deny": [1], "allow": null}')
-    await until(broke.is_set, "an ack fails")
     with capture_logs() as told:
-        await world.role.drain()
-    assert [each["loop"] for each in told if each["event"] == "redeem_loop_broken"] == [
-        "redeem-watch"
-    ]
+        for deny in ("[1]", "[1, 2]"):
+            document = f'{{"deny": {deny}, "allow": null}}'.encode()
+            written = await whole("campaigns/tiny/keys", document)
+            await world.acked("campaigns/tiny/keys", written.revision)
+    assert [one["event"] for one in told].count("acks_broken") == 2
     await world.close()

@@ -123,10 +123,16 @@ class FactsWatch:
             await self._ack_wanted.wait()
             self._ack_wanted.clear()
             due, self._to_ack = self._to_ack, {}
-            await self._flights.settled()
-            await self._barrier.passed(CLOSING if self._facts.closed else PROBE)
-            for key, revision in due.items():
-                await self._write_ack(key, revision)
+            try:
+                await self._flights.settled()
+                await self._barrier.passed(CLOSING if self._facts.closed else PROBE)
+                for key, revision in due.items():
+                    await self._write_ack(key, revision)
+            except Exception:  # outermost level of a loop: its end would end the watches as well
+                log.exception("acks_broken", keys=sorted(due))
+                self._to_ack = due | self._to_ack
+                self._ack_wanted.set()
+                await asyncio.sleep(self._retry_s)
 
     async def _write_ack(self, key: str, revision: int) -> None:
         document = json.dumps({"revision": revision}).encode()
