@@ -341,9 +341,7 @@ async def test_a_broken_file_is_refused_named_in_the_ack_and_the_others_are_serv
     del rain.objects.broken[name]
 
     def taken() -> bool:
-        rain.clock.now_ms += (
-            10  # time goes on: an attempt under way may still fail, and be repeated
-        )
+        rain.clock.now_ms += 10  # an attempt under way may still fail, and is due again later
         return pod.counts().files_refused == 0
 
     await until(taken, "a repaired file is taken")
