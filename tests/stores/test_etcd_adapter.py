@@ -97,13 +97,20 @@ async def test_a_lease_outlives_the_member_that_it_was_kept_over(
 async def test_a_lease_outlives_the_leader(
     cluster: EtcdCluster, settings: EtcdSettings, harm: str, stalls: Stalls
 ) -> None:
-    """An election takes 1–2 s, more on a busy machine, which a TTL must allow for."""
+    """An election takes 1–2 s, more on a busy machine, which a TTL must allow for.
+
+    A paused leader may give the lease away once it wakes (etcd's fault, see docs/stores.md). Then
+    its holder is told at the next renewal, and whoever takes it has a higher epoch.
+    """
     for ttl_s in TTLS_S:
         leader = await asyncio.to_thread(cluster.leader)
         async with connected(settings) as store:
             held = await hold(store, ttl_s=ttl_s)
-            if await outlives(cluster, leader, harm, store, held, stalls):
-                return
+            kept = await outlives(cluster, leader, harm, store, held, stalls, woken=harm == "pause")
+            next_one = await hold(store, ttl_s=ttl_s)
+            assert next_one.lease.epoch > held.lease.epoch
+        if kept:
+            return
     raise AssertionError("the machine stood still each time")
 
 
@@ -114,8 +121,13 @@ async def outlives(
     store: EtcdCoordination,
     held: HeldLease,
     stalls: Stalls,
+    *,
+    woken: bool = False,
 ) -> bool:
-    """Lose a member while a lease is held; False when that was lost as the machine stood still."""
+    """Lose a member while a lease is held; False when that was lost as the machine stood still.
+
+    With `woken` the lease may be lost behind that, if its holder is told.
+    """
     began_s = time.monotonic()
     keeping = asyncio.create_task(held.keep())
     lose(cluster, index, harm)
@@ -124,9 +136,14 @@ async def outlives(
     finally:
         bring_back(cluster, index, harm)
         keeping.cancel()
-    kept = kept and (await store.read("lease/claims/1")).revision == held.lease.epoch
-    await held.release()
     await asyncio.to_thread(cluster.wait_until_serving)
+    found = await store.read("lease/claims/1")
+    is_there = found.revision == held.lease.epoch
+    told = not is_there and not await held.renew()
+    if told:
+        print("the lease was given away")
+    await held.release()
+    kept = kept and (is_there or (woken and told))
     assert kept or stalls.within_s(began_s, time.monotonic()) > STOOD_STILL_S, "a lease was lost"
     return kept
 
