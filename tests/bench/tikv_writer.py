@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from hongbao.adapters.tikv import TikvStore
 from hongbao.shards.block import Block, BlockKind, ShardKey, encode_block
@@ -47,11 +47,11 @@ class EntryMachine:
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
         return ()
 
-    def snapshot(self) -> bytes:
-        return b""
+    def snapshot(self) -> Iterator[bytes]:
+        return iter(())
 
-    def restore(self, snapshot: bytes) -> None:
-        pass
+    def restore(self, snapshot: bytes | bytearray) -> Iterator[None]:
+        return iter(())
 
 
 async def appends(store: TikvStore, ends_s: float) -> int:

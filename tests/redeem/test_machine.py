@@ -1,6 +1,7 @@
 """ClaimsMachine against a plain dict, with snapshots, replay and bad bytes (R43, R51, F2-F4)."""
 
 import struct
+from collections.abc import Iterable
 from hashlib import shake_256
 
 import hypothesis.strategies as st
@@ -52,6 +53,18 @@ def claim_of(serial: int, user: int, **changes: int) -> Claim:
     return claim._replace(**changes)
 
 
+def state(machine: ClaimsMachine) -> bytes:
+    """Return all that a machine knows."""
+    return b"".join(machine.snapshot())
+
+
+def restored(snapshot: bytes) -> ClaimsMachine:
+    machine = ClaimsMachine(SHARD)
+    for _ in machine.restore(snapshot):
+        pass
+    return machine
+
+
 class ClaimsAgainstADict(RuleBasedStateMachine):
     """Opens packets in any order, between fail-overs of every kind.
 
@@ -64,7 +77,7 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
         self.machine = ClaimsMachine(SHARD)
         self.winners: dict[int, int] = {}
         self.log: list[bytes] = []
-        self.checkpoint: tuple[int, bytes] | None = None
+        self.checkpoint: tuple[int, Iterable[bytes]] = (0, self.machine.snapshot())
 
     def submit(self, operation: bytes) -> tuple[int, int]:
         """Do what an owner does with one operation."""
@@ -98,19 +111,20 @@ class ClaimsAgainstADict(RuleBasedStateMachine):
 
     @rule()
     def take_checkpoint(self) -> None:
+        """Freeze the state; it is read at a fail-over, when packets were opened meanwhile."""
         self.checkpoint = (len(self.log), self.machine.snapshot())
 
     @rule()
     def fail_over(self) -> None:
         """Replay behind the last checkpoint into a new machine; the state must be the same."""
-        before = self.machine.snapshot()
-        replayed, self.machine = 0, ClaimsMachine(SHARD)
-        if self.checkpoint is not None:
-            replayed, snapshot = self.checkpoint
-            self.machine.restore(snapshot)
+        before = state(self.machine)
+        replayed, pieces = self.checkpoint
+        snapshot = b"".join(pieces)
+        self.checkpoint = (replayed, [snapshot])
+        self.machine = restored(snapshot)
         for position, entry in enumerate(self.log[replayed:], replayed):
             self.machine.apply(entry, position)
-        assert self.machine.snapshot() == before
+        assert state(self.machine) == before
 
     @invariant()
     def one_claim_per_packet(self) -> None:
@@ -151,7 +165,7 @@ def test_bytes_that_are_no_claim_change_nothing(noise: bytes) -> None:
         machine.apply(noise, 1)
     with pytest.raises(Corrupt):
         parse_claim(noise)
-    assert machine.snapshot() == ClaimsMachine(SHARD).snapshot()
+    assert state(machine) == state(ClaimsMachine(SHARD))
 
 
 def test_an_array_of_claims_refuses_other_bytes() -> None:
@@ -168,10 +182,10 @@ def test_a_packet_past_the_limits_of_a_shard_is_rejected_and_takes_no_memory(
     monkeypatch.setattr(claims_machine, "PAGES_MAX", 1)
     machine = ClaimsMachine(SHARD)
     machine.decide(pack_claim(claim_of(1, 1)), 1)
-    before = machine.snapshot()
+    before = state(machine)
     with pytest.raises(Rejected, match="limits"):
         machine.decide(pack_claim(claim_of(2, 1, bit=(1 << 32) - 1)), 2)
-    assert machine.snapshot() == before
+    assert state(machine) == before
 
 
 places = st.integers(0, (1 << 32) - 1)
@@ -184,11 +198,26 @@ def test_every_packet_has_a_place_of_its_own(opened: dict[tuple[int, int], int])
     for (file, bit), position in opened.items():
         operation = pack_claim(claim_of(1, 1, file=file, bit=bit))
         assert isinstance(machine.decide(operation, position), Append)
-    restored = ClaimsMachine(SHARD)
-    restored.restore(machine.snapshot())
+    again = restored(state(machine))
     for (file, bit), position in opened.items():
         operation = pack_claim(claim_of(1, 1, file=file, bit=bit))
-        assert restored.decide(operation, position + 1) == Lookup(SHARD.log(position))
+        assert again.decide(operation, position + 1) == Lookup(SHARD.log(position))
+
+
+def test_a_large_state_is_restored_step_by_step_and_changes_at_the_last() -> None:
+    """A lease is renewed between two steps."""
+    machine = ClaimsMachine(SHARD)
+    pages = 3 * claims_machine.STEP_PAGES
+    for file in range(pages):
+        machine.apply(pack_claim(claim_of(1, 1, file=file)), 5)
+    again = ClaimsMachine(SHARD)
+    empty = state(again)
+    steps = again.restore(state(machine))
+    for _ in range(3):
+        next(steps)
+        assert state(again) == empty
+    assert list(steps) == []
+    assert state(again) == state(machine)
 
 
 def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:
@@ -227,27 +256,27 @@ def test_a_denied_key_is_refused_before_it_opens_and_replayed_if_it_was_opened()
     machine = ClaimsMachine(SHARD, key_allowed=lambda key_id: key_id not in denied)
     opened, late = pack_claim(claim_of(7, 1, key_id=300)), pack_claim(claim_of(8, 1, key_id=300))
     machine.decide(opened, 1)
-    before = machine.snapshot()
+    before = state(machine)
     denied.add(300)
     decision = machine.decide(late, 2)
     assert isinstance(decision, Answer)
     assert parse_result(decision.result) == (ClaimOutcome.REFUSED, 0)
-    assert machine.snapshot() == before
+    assert state(machine) == before
     replayed = ClaimsMachine(SHARD, key_allowed=lambda key_id: False)
     replayed.apply(opened, 1)
-    assert replayed.snapshot() == before
+    assert state(replayed) == before
 
 
 def test_a_snapshot_that_is_cut_padded_or_foreign_is_corrupt() -> None:
     machine = ClaimsMachine(SHARD)
     for serial in (1, 9000):
         machine.apply(pack_claim(claim_of(serial, 1)), 5)
-    good = machine.snapshot()
+    good = state(machine)
     huge = struct.pack(">4sBI", b"HBCM", 2, 1 << 31)
     noise = [shake_256(bytes([seed])).digest(40) for seed in range(20)]
     for bad in [*(good[:cut] for cut in range(len(good))), good + b"\0", huge, *noise]:
         with pytest.raises(Corrupt):
-            ClaimsMachine(SHARD).restore(bad)
+            restored(bad)
 
 
 def test_a_result_of_other_length_is_corrupt() -> None:
@@ -263,11 +292,10 @@ def test_a_closed_log_opens_nothing_and_stays_closed_over_snapshots_and_replay()
     assert isinstance(closing, Append)
     assert closing.entry == CLOSING
     assert machine.derive(CLOSING) == ((closed_key(3), b"\x01"),)
-    restored, replayed = ClaimsMachine(SHARD), ClaimsMachine(SHARD)
-    restored.restore(machine.snapshot())
+    again, replayed = restored(state(machine)), ClaimsMachine(SHARD)
     for entry in (first, CLOSING):
         replayed.apply(entry, 0)
-    for closed in (machine, restored, replayed):
+    for closed in (machine, again, replayed):
         for operation in (pack_claim(claim_of(2, 5)), first, CLOSING):
             decision = closed.decide(operation, 2)
             assert isinstance(decision, Answer)

@@ -6,7 +6,7 @@ operation `!`                   → refused
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hongbao.domain.errors import Rejected
 from hongbao.shards.machine import Answer, Append, Decision, Lookup
@@ -60,9 +60,10 @@ class ToyMachine:
     def derive(self, entry: bytes) -> Sequence[tuple[bytes, bytes]]:
         return [(derived_key(ENTRY.unpack(entry)[0]), entry)]
 
-    def snapshot(self) -> bytes:
-        return TOTAL.pack(self.total) + b"".join(map(TOTAL.pack, sorted(self.numbers)))
+    def snapshot(self) -> Iterator[bytes]:
+        return map(TOTAL.pack, [self.total, *sorted(self.numbers)])
 
-    def restore(self, snapshot: bytes) -> None:
+    def restore(self, snapshot: bytes | bytearray) -> Iterator[None]:
+        yield
         self.total, *numbers = (value for (value,) in TOTAL.iter_unpack(snapshot))
         self.numbers = set(numbers)

@@ -8,7 +8,7 @@ one (seed 000 §10, R43, R51 b, c, e).
 
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import IntEnum
 from typing import Final, NamedTuple
 
@@ -29,6 +29,8 @@ from hongbao.shards.machine import Answer, Append, Decision, Lookup
 
 PAGES_MAX: Final = 1 << 17
 """Half a billion packets in one shard: 2 GiB."""
+STEP_PAGES: Final = 64
+"""Are restored at a time: a megabyte."""
 
 _PAGE_BITS: Final = 12
 _PAGE_PACKETS: Final = 1 << _PAGE_BITS
@@ -95,6 +97,8 @@ class ClaimsMachine:
         self._key_allowed = key_allowed
         self._pages: dict[int, array[int]] = {}
         """Per packet 1 + the position of the block with its claim; 0: nobody opened it."""
+        self._frozen: dict[int, array[int]] = {}
+        """Pages as the last snapshot has them; an open copies its page to the others first."""
         self._closed = False
 
     def decide(self, operation: bytes, position: int) -> Decision:
@@ -145,16 +149,13 @@ class ClaimsMachine:
         """Return nothing for a claim: it is found by its position in the log."""
         return ((closed_key(self._shard.shard), b"\x01"),) if entry == CLOSING else ()
 
-    def snapshot(self) -> bytes:
-        """Return where every claim lies, the same bytes for the same log."""
-        parts = [_SNAPSHOT.pack(_MAGIC, _VERSION, self._closed, len(self._pages))]
-        for number, page in sorted(self._pages.items()):
-            places = np.frombuffer(page, np.uint32).astype(">u4").tobytes()
-            opened = (len(places.rstrip(b"\0")) + 3) // 4
-            parts += (_SNAPSHOT_PAGE.pack(number, opened), places[: 4 * opened])
-        return b"".join(parts)
+    def snapshot(self) -> Iterator[bytes]:
+        """Freeze where every claim lies, and give it by pages, the same bytes for the same log."""
+        self._frozen |= self._pages
+        self._pages = {}
+        return _encoded(sorted(self._frozen.items()), closed=self._closed)
 
-    def restore(self, snapshot: bytes) -> None:
+    def restore(self, snapshot: bytes | bytearray) -> Iterator[None]:
         """Replace the state by a snapshot. Raises Corrupt when it is none."""
         if len(snapshot) < _SNAPSHOT.size:
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes")
@@ -162,7 +163,9 @@ class ClaimsMachine:
         if magic != _MAGIC or version != _VERSION:
             raise Corrupt(f"claims snapshot: magic {magic!r}, version {version}")
         restored, at = {}, _SNAPSHOT.size
-        for _ in range(pages):
+        for index in range(pages):
+            if index % STEP_PAGES == 0:
+                yield
             if at + _SNAPSHOT_PAGE.size > len(snapshot):
                 raise Corrupt(f"claims snapshot ends inside its {pages} pages")
             number, opened = _SNAPSHOT_PAGE.unpack_from(snapshot, at)
@@ -176,7 +179,7 @@ class ClaimsMachine:
             at = end
         if at != len(snapshot):
             raise Corrupt(f"claims snapshot of {len(snapshot)} bytes says it has {at}")
-        self._pages, self._closed = restored, closed
+        self._pages, self._frozen, self._closed = restored, {}, closed
 
     def _close(self) -> Decision:
         if self._closed:
@@ -188,7 +191,7 @@ class ClaimsMachine:
         """Note where the packet's claim lies; False when an earlier one opened it."""
         page = self._pages.get(file << _FILE_SHIFT | bit >> _PAGE_BITS)
         if page is None:
-            page = self._new_page(file, bit)
+            page = self._add_page(file, bit)
         at = bit & _PAGE_PACKETS - 1
         if page[at]:
             return False
@@ -196,12 +199,17 @@ class ClaimsMachine:
         return True
 
     def _opened_at(self, file: int, bit: int) -> int:
-        return self._pages[file << _FILE_SHIFT | bit >> _PAGE_BITS][bit & _PAGE_PACKETS - 1] - 1
+        number = file << _FILE_SHIFT | bit >> _PAGE_BITS
+        page = self._pages.get(number) or self._frozen[number]
+        return page[bit & _PAGE_PACKETS - 1] - 1
 
-    def _new_page(self, file: int, bit: int) -> "array[int]":
-        if len(self._pages) >= PAGES_MAX:
+    def _add_page(self, file: int, bit: int) -> "array[int]":
+        """Let the packet's page be changed: a new one, or a copy of what a snapshot holds."""
+        number = file << _FILE_SHIFT | bit >> _PAGE_BITS
+        frozen = self._frozen.pop(number, None)
+        if frozen is None and len(self._pages) + len(self._frozen) >= PAGES_MAX:
             raise Rejected(f"packet {bit} of file {file} passes the limits of a shard")
-        page = self._pages[file << _FILE_SHIFT | bit >> _PAGE_BITS] = _NO_PAGE[:]
+        page = self._pages[number] = (_NO_PAGE if frozen is None else frozen)[:]
         return page
 
     def _find(self, block: bytes, file: int, bit: int, serial: int) -> bytes | None:
@@ -215,3 +223,11 @@ class ClaimsMachine:
             if (its_file, its_bit, its_serial) == (file, bit, serial):
                 return entry
         return None
+
+
+def _encoded(pages: Sequence[tuple[int, "array[int]"]], *, closed: bool) -> Iterator[bytes]:
+    yield _SNAPSHOT.pack(_MAGIC, _VERSION, closed, len(pages))
+    for number, page in pages:
+        places = np.frombuffer(page, np.uint32).astype(">u4").tobytes()
+        opened = (len(places.rstrip(b"\0")) + 3) // 4
+        yield _SNAPSHOT_PAGE.pack(number, opened) + places[: 4 * opened]

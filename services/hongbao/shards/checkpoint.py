@@ -5,9 +5,10 @@ from the start. A paused owner that writes late writes chunks of its own epoch a
 names them: that checkpoint is whole and true of an older position, so the replay is only longer.
 """
 
+import asyncio
 import hashlib
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,21 +29,40 @@ class Checkpoint:
 
     position: int
     epoch: int
-    snapshot: bytes
+    snapshot: bytearray
 
 
-async def write_checkpoint(put: Put, shard: ShardKey, checkpoint: Checkpoint, slot: int) -> None:
-    """Write the chunks, then the head that makes them count; let others run in between."""
-    snapshot, hasher = checkpoint.snapshot, _hasher(checkpoint.position)
-    starts = range(0, len(snapshot), CHUNK_BYTES)
-    for index, at in enumerate(starts):
-        chunk = snapshot[at : at + CHUNK_BYTES]
+async def write_checkpoint(
+    put: Put, shard: ShardKey, position: int, epoch: int, slot: int, snapshot: Iterable[bytes]
+) -> int:
+    """Write the snapshot in chunks, then the head that makes them count; return its bytes.
+
+    Others run between two chunks, even if the store never waits.
+    """
+    size, chunks, hasher = 0, 0, _hasher(position)
+    for chunk in _chunks(snapshot):
         hasher.update(chunk)
-        await put([(shard.checkpoint_chunk(checkpoint.epoch, slot, index), chunk)])
-    head = _HEAD.pack(
-        checkpoint.position, checkpoint.epoch, slot, len(starts), len(snapshot), hasher.digest()
+        await put([(shard.checkpoint_chunk(epoch, slot, chunks), chunk)])
+        await asyncio.sleep(0)
+        size, chunks = size + len(chunk), chunks + 1
+    await put(
+        [(shard.checkpoint(), _HEAD.pack(position, epoch, slot, chunks, size, hasher.digest()))]
     )
-    await put([(shard.checkpoint(), head)])
+    return size
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Join small pieces; none is longer than CHUNK_BYTES unless a piece is."""
+    found: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        if found and size + len(piece) > CHUNK_BYTES:
+            yield b"".join(found)
+            found, size = [], 0
+        found.append(piece)
+        size += len(piece)
+    if found:
+        yield b"".join(found)
 
 
 async def read_checkpoint(store: LogStore, shard: ShardKey) -> Checkpoint | None:
@@ -53,14 +73,14 @@ async def read_checkpoint(store: LogStore, shard: ShardKey) -> Checkpoint | None
     position, epoch, slot, chunks, size, digest = _HEAD.unpack(head)
     if chunks > CHUNKS_MAX:
         return None
-    found, hasher = [], _hasher(position)
+    snapshot, hasher = bytearray(), _hasher(position)
     for index in range(chunks):
         chunk = await store.get(shard.checkpoint_chunk(epoch, slot, index))
         if chunk is None:
             return None
-        hasher.update(chunk)  # here, so that leases are renewed between two chunks
-        found.append(chunk)
-    snapshot = b"".join(found)
+        hasher.update(chunk)
+        snapshot += chunk
+        await asyncio.sleep(0)  # leases want renewing
     if len(snapshot) != size or hasher.digest() != digest:
         return None
     return Checkpoint(position, epoch, snapshot)

@@ -2,12 +2,12 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hongbao.domain.errors import Transient
 from hongbao.shards.block import ShardKey
-from hongbao.shards.checkpoint import Checkpoint, write_checkpoint
+from hongbao.shards.checkpoint import write_checkpoint
 from hongbao.shards.ports import LogStore
 from hongbao.shards.replay import Pairs, cut_puts, derived_puts
 
@@ -18,7 +18,7 @@ RETRY_S_MAX = 2.0
 class _Derived:
     position: int
     pairs: Pairs
-    snapshot: bytes | None  # the state after it, when a checkpoint is due
+    snapshot: Iterator[bytes] | None  # the state after it, when a checkpoint is due
     written: bool  # with the block itself
 
 
@@ -32,6 +32,8 @@ class Deriver:
         self, store: LogStore, shard: ShardKey, epoch: int, blocks_max: int, retry_s: float
     ) -> None:
         self.overlay: dict[bytes, bytes] = {}
+        self.checkpoint_bytes = 0
+        """Size of the last checkpoint."""
         self._store = store
         self._shard = shard
         self._epoch = epoch
@@ -40,11 +42,13 @@ class Deriver:
         self._pending: deque[_Derived] = deque()
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: tuple[int, Iterator[bytes]] | None = None  # position, state after it
         self._checkpoint_due = asyncio.Event()
         self._checkpoints = 0
 
-    def add(self, position: int, pairs: Pairs, snapshot: bytes | None, *, written: bool) -> None:
+    def add(
+        self, position: int, pairs: Pairs, snapshot: Iterator[bytes] | None, *, written: bool
+    ) -> None:
         """Queue what a durable block derives; `snapshot` is the state after it, if one is due.
 
         A store with transactions has `written` the pairs with the block.
@@ -55,20 +59,24 @@ class Deriver:
     @property
     def writes_checkpoint(self) -> bool:
         """Return whether one is under way or waits: until it is written there is no next one."""
-        return self._checkpoint is not None or any(block.snapshot for block in self._pending)
+        return self._checkpoint is not None or any(
+            block.snapshot is not None for block in self._pending
+        )
 
     async def wait_for_room(self) -> None:
         """Wait until less than the limit of blocks is pending."""
         await self._wait_below(self._blocks_max)
 
-    async def finish(self, checkpoint_now: Callable[[], tuple[int, bytes] | None]) -> None:
+    async def finish(
+        self, checkpoint_now: Callable[[], tuple[int, Iterator[bytes]] | None]
+    ) -> None:
         """Wait until everything is written, then write a last checkpoint."""
         await self._wait_below(1)
         async with self._changed:
             await self._changed.wait_for(lambda: self._checkpoint is None)
         last = checkpoint_now()
         if last is not None:
-            await self._write_checkpoint(Checkpoint(last[0], self._epoch, last[1]))
+            await self._write_checkpoint(*last)
 
     async def run(self) -> None:
         """Write for ever; store errors are retried with the same bytes until they pass."""
@@ -84,7 +92,7 @@ class Deriver:
             while self._checkpoint is None:
                 self._checkpoint_due.clear()
                 await self._checkpoint_due.wait()
-            await self._write_checkpoint(self._checkpoint)
+            await self._write_checkpoint(*self._checkpoint)
             async with self._changed:
                 self._checkpoint = None
                 self._changed.notify_all()
@@ -100,7 +108,7 @@ class Deriver:
             await self._put(part)
         for block in blocks:
             if block.snapshot is not None:
-                self._checkpoint = Checkpoint(block.position, self._epoch, block.snapshot)
+                self._checkpoint = block.position, block.snapshot
                 self._checkpoint_due.set()
         async with self._changed:
             for block in blocks:
@@ -109,10 +117,12 @@ class Deriver:
                     self.overlay.pop(key, None)
             self._changed.notify_all()
 
-    async def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+    async def _write_checkpoint(self, position: int, snapshot: Iterator[bytes]) -> None:
         slot = self._checkpoints % 2  # the head still names the other slot while this is written
         self._checkpoints += 1
-        await write_checkpoint(self._put, self._shard, checkpoint, slot)
+        self.checkpoint_bytes = await write_checkpoint(
+            self._put, self._shard, position, self._epoch, slot, snapshot
+        )
 
     async def _put(self, pairs: Pairs) -> None:
         wait_s = self._retry_s

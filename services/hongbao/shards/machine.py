@@ -5,7 +5,7 @@ An owner asks `decide` for each operation, in order, and writes what it appended
 away. Everything must follow from the entries alone, since a new owner replays them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,8 +63,12 @@ class Machine(Protocol):
         share of a block.
         """
 
-    def snapshot(self) -> bytes:
-        """Return the state, complete, as bytes."""
+    def snapshot(self) -> Iterator[bytes]:
+        """Return the state as it is at this call, complete, in small pieces.
 
-    def restore(self, snapshot: bytes) -> None:
-        """Replace the state of a new machine by a snapshot."""
+        They are asked for while the state goes on changing, so that a large state does not keep
+        its owner from renewing the lease.
+        """
+
+    def restore(self, snapshot: bytes | bytearray) -> Iterator[None]:
+        """Replace the state of a new machine by a snapshot, in small steps, at the last of them."""

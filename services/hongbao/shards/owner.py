@@ -8,7 +8,7 @@ No result leaves before everything it could have seen is durable (design §1; R9
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self
@@ -125,7 +125,6 @@ class Owner:
         self._looking: dict[asyncio.Future[bytes], None] = {}  # ordered, so that runs repeat
         self._busy_until_s = 0.0
         self._checkpointed_at = 0  # position behind the last block that a checkpoint covers
-        self._snapshot_bytes = 0
         self._logged_bytes = 0  # since then
         self._wake = asyncio.Event()
         self._draining = False
@@ -159,7 +158,8 @@ class Owner:
         replay = Replay(store, key, machine)
         await replay.restore()
         await replay.run()
-        owner._checkpointed_at, owner._snapshot_bytes = replay.start, replay.snapshot_bytes
+        owner._checkpointed_at = replay.start
+        owner._deriver.checkpoint_bytes = replay.checkpoint_bytes
         await owner._fence(replay)
         owner._logged_bytes = replay.entry_bytes
         async for pairs in replay.missing_derived(replay.position):
@@ -325,7 +325,6 @@ class Owner:
         self._logged_bytes += sum(map(len, decided.entries))
         if snapshot is not None:
             self._checkpointed_at, self._logged_bytes = self.position, 0
-            self._snapshot_bytes = len(snapshot)
         written = self._joint_store is not None
         self._deriver.add(block.position, decided.derived, snapshot, written=written)
 
@@ -333,7 +332,7 @@ class Owner:
         blocks = self.position + 1 - self._checkpointed_at
         return (
             blocks >= self._limits.checkpoint_blocks
-            and self._logged_bytes >= self._snapshot_bytes
+            and self._logged_bytes >= self._deriver.checkpoint_bytes
             and not self._deriver.writes_checkpoint
         )
 
@@ -419,7 +418,7 @@ class Owner:
                     done.set_result(self._machine.answer(operation, value))
             self._looking.pop(done, None)  # not before: if answering fails, `_fail` answers
 
-    def _checkpoint_now(self) -> tuple[int, bytes] | None:
+    def _checkpoint_now(self) -> tuple[int, Iterator[bytes]] | None:
         """Return the state after the last block, if this owner has written any."""
         if self.appended_blocks < 2:  # the epoch block alone changes nothing
             return None

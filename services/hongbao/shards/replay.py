@@ -53,7 +53,7 @@ class Replay:
         """Next position to read."""
         self.epoch = 0
         """Highest epoch seen."""
-        self.snapshot_bytes = 0
+        self.checkpoint_bytes = 0
         """Size of the checkpoint."""
         self.entry_bytes = 0
         """Of all entries that were read since."""
@@ -62,8 +62,9 @@ class Replay:
         """Start from the last checkpoint that can be trusted."""
         checkpoint = await read_checkpoint(self._store, self._shard)
         if checkpoint is not None:
-            self._machine.restore(checkpoint.snapshot)
-            self.snapshot_bytes = len(checkpoint.snapshot)
+            for _ in self._machine.restore(checkpoint.snapshot):
+                await asyncio.sleep(0)  # leases want renewing
+            self.checkpoint_bytes = len(checkpoint.snapshot)
             self.start = self.position = checkpoint.position + 1
             self.epoch = checkpoint.epoch
 
