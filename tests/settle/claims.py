@@ -20,12 +20,21 @@ NONCE = b"n" * 16
 
 @dataclass
 class SteppedClock:
-    """Is a wall clock that moves only when a test moves it."""
+    """Is both clocks of a test; they move only when the test moves them."""
 
     now_ms: int = OPENED_AT_MS + 1500
+    up_s: float = 100.0
 
     def wall_ms(self) -> int:
         return self.now_ms
+
+    def monotonic_s(self) -> float:
+        return self.up_s
+
+    def pass_s(self, seconds: float) -> None:
+        """Let time pass on both."""
+        self.now_ms += round(1000 * seconds)
+        self.up_s += seconds
 
 
 def schemes_of(*minted: MintedCampaign) -> list[tuple[Manifest, Path]]:

@@ -19,7 +19,7 @@ from hongbao.cli.settings import read_settings
 from hongbao.domain.errors import Rejected, Transient
 from hongbao.settle.fund import Pool
 from hongbao.settle.memory import MemoryLedger
-from hongbao.settle.payout import DEFER_MS, DEFERRED_MAX, PAYOUT_TRANSFERS_MAX, PaidOut, Payout
+from hongbao.settle.payout import DEFER_S, DEFERRED_MAX, PAYOUT_TRANSFERS_MAX, PaidOut, Payout
 from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, TransferState
 
 from tests.minted import CAMPAIGN
@@ -105,8 +105,8 @@ def pending_ledger(engine: sa.Engine, *transfers: Transfer) -> SqlLedger:
 
 
 def payout_of(ledger: SqlLedger, sink: WebhookSink, clock: SteppedClock | None = None) -> Payout:
-    wall_ms = (clock or SteppedClock()).wall_ms
-    return Payout(0, ledger, sink, paused=never_paused, wall_ms=wall_ms, campaign=CAMPAIGN)
+    clock = clock or SteppedClock()
+    return Payout(0, ledger, sink, paused=never_paused, clock=clock, campaign=CAMPAIGN)
 
 
 def never_paused() -> bool:
@@ -186,9 +186,23 @@ async def test_a_backend_that_is_down_delays_and_loses_nothing(
     assert backend.calls.total() == 4
     assert (await payout.step()).calls == 0
     backend.answer = 0
-    clock.now_ms += DEFER_MS + 1
+    clock.pass_s(DEFER_S + 0.001)
     assert (await payout.step()).paid == 1
     assert states(sqlite_engine) == {1: TransferState.CREDITED}
+
+
+async def test_a_wall_clock_that_jumps_back_delays_no_payment(
+    sqlite_engine: sa.Engine, backend: Backend, sink: WebhookSink
+) -> None:
+    """F9: what is deferred is tried again in time, whatever the hour is said to be."""
+    backend.answer = 503
+    ledger, clock = pending_ledger(sqlite_engine, transfer(1)), SteppedClock()
+    payout = payout_of(ledger, sink, clock)
+    assert (await payout.step()).deferred == 1
+    backend.answer = 0
+    clock.now_ms -= 3_600_000
+    clock.pass_s(DEFER_S + 0.001)
+    assert (await payout.step()).paid == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 302])
@@ -206,7 +220,7 @@ async def test_an_answer_that_speaks_of_our_setup_delays_and_is_told_once(
         told | {"log_level": "error"}
     ]
     backend.answer = 0
-    clock.now_ms += DEFER_MS + 1
+    clock.pass_s(DEFER_S + 0.001)
     assert await payout.step() == PaidOut(paid=8)
 
 
@@ -244,7 +258,7 @@ async def test_a_reply_that_cannot_be_decoded_delays_and_loses_nothing(
     payout = payout_of(ledger, sink, clock)
     assert (await payout.step()).deferred == 1
     backend.broken_body = b""
-    clock.now_ms += DEFER_MS + 1
+    clock.pass_s(DEFER_S + 0.001)
     assert (await payout.step()).existed == 1
     assert states(sqlite_engine) == {1: TransferState.CREDITED}
 
@@ -286,8 +300,8 @@ async def test_more_silent_payments_than_can_be_deferred_block_nothing_behind_th
     transfers = [transfer(n, amount_fen=n) for n in range(1, silent + good + 1)]
     ledger, sink = MemoryLedger(), HalfDeadSink(limit_fen=good + 1)
     ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
-    wall_ms = SteppedClock().wall_ms
-    payout = Payout(0, ledger, sink, paused=never_paused, wall_ms=wall_ms, campaign=CAMPAIGN)
+    clock = SteppedClock()
+    payout = Payout(0, ledger, sink, paused=never_paused, clock=clock, campaign=CAMPAIGN)
     for _ in range(2 * len(transfers) // PAYOUT_TRANSFERS_MAX):
         await payout.step()
     assert sink.paid == set(range(1, good + 1))
@@ -298,8 +312,8 @@ async def test_once_paused_a_step_begins_no_payment_and_the_next_one_goes_on_the
     transfers = [transfer(n, amount_fen=n) for n in range(1, DEFERRED_MAX + 301)]
     ledger, sink = MemoryLedger(), HalfDeadSink(limit_fen=301)
     ledger.post(Posting(0, 0, 1, TransferState.PENDING, OPENED_AT_MS, transfers, ()))
-    paused, wall_ms = asyncio.Event(), SteppedClock().wall_ms
-    payout = Payout(0, ledger, sink, paused=paused.is_set, wall_ms=wall_ms, campaign=CAMPAIGN)
+    paused, clock = asyncio.Event(), SteppedClock()
+    payout = Payout(0, ledger, sink, paused=paused.is_set, clock=clock, campaign=CAMPAIGN)
     for _ in range(DEFERRED_MAX // PAYOUT_TRANSFERS_MAX):
         await payout.step()
     paused.set()

@@ -126,7 +126,7 @@ def refuse_one(engine: sa.Engine, minted: MintedCampaign, **changes: int) -> Cla
         SqlLedger(engine),
         RefusingSink(),
         paused=lambda: False,
-        wall_ms=SteppedClock().wall_ms,
+        clock=SteppedClock(),
         campaign=CAMPAIGN,
     )
     assert asyncio.run(payout.step()).refused == 1

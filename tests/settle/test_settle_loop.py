@@ -79,7 +79,7 @@ class Stage:
         if sink is not None:
             state = TransferState.PENDING
             payout = Payout(
-                shard, self.ledger, sink, paused=paused, wall_ms=wall_ms, campaign=CAMPAIGN
+                shard, self.ledger, sink, paused=paused, clock=self.clock, campaign=CAMPAIGN
             )
         return Settlement(
             self.store,

@@ -54,7 +54,7 @@ async def run_settle(process: Process) -> None:
             payout = None
             if sink is not None:
                 payout = Payout(
-                    shard, ledger, sink, paused=pause.paused, wall_ms=wall_ms, campaign=campaign
+                    shard, ledger, sink, paused=pause.paused, clock=process.clock, campaign=campaign
                 )
             settlement = Settlement(
                 stores.log_store,

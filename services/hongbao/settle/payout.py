@@ -6,18 +6,19 @@ between payment and credit the sink answers `exists`, and the transfer is credit
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from hongbao.domain.errors import Transient
 from hongbao.settle.checks import Reason
 from hongbao.settle.ports import Ledger, Quarantined, Sink, SinkAnswer, SinkReply, Transfer
+from hongbao.shards.ports import Clock
 
 PAYOUT_TRANSFERS_MAX: Final = 256
 PAYOUT_CALLS_MAX: Final = 32
 DEFERRED_MAX: Final = 4096
-DEFER_MS: Final = 5_000
+DEFER_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,16 +45,18 @@ class Payout:
         sink: Sink,
         *,
         paused: Callable[[], bool],
-        wall_ms: Callable[[], int],
+        clock: Clock,
         campaign: str,
+        offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         self._shard = shard
         self._ledger = ledger
         self._sink = sink
         self._paused = paused
-        self._wall_ms = wall_ms
+        self._clock = clock
         self._campaign = campaign
-        self._deferred: dict[int, int] = {}  # serial → not before, so that one never blocks all
+        self._offload = offload
+        self._deferred: dict[int, float] = {}  # serial → not before, so that one never blocks all
         self._behind: Transfer | None = None  # go on here: no room to defer what lies before
 
     async def step(self) -> PaidOut:
@@ -61,11 +64,11 @@ class Payout:
 
         Raises Transient when the ledger fails.
         """
-        now_ms = self._wall_ms()
-        self._deferred = {key: at for key, at in self._deferred.items() if at > now_ms}
+        now_s = self._clock.monotonic_s()
+        self._deferred = {key: at for key, at in self._deferred.items() if at > now_s}
         limit = PAYOUT_TRANSFERS_MAX + len(self._deferred)
         behind, self._behind = self._behind, None
-        found = await asyncio.to_thread(self._ledger.pending, self._shard, limit, behind)
+        found = await self._offload(self._ledger.pending, self._shard, limit, behind)
         due = [one for one in found if one.serial not in self._deferred][:PAYOUT_TRANSFERS_MAX]
         if not due:
             return PaidOut()
@@ -73,7 +76,7 @@ class Payout:
         answered = await self._pay_in_order(due)
         if no_room:
             self._behind = due[len(answered) - 1] if answered else behind
-        await asyncio.to_thread(self._record, answered)
+        await self._offload(self._record, answered)
         answers = [reply.answer if reply else None for _, reply in answered]
         return PaidOut(
             paid=answers.count(SinkAnswer.PAID),
@@ -101,13 +104,13 @@ class Payout:
             return await self._sink.pay(transfer)
         except Transient:
             if len(self._deferred) < DEFERRED_MAX:
-                self._deferred[transfer.serial] = self._wall_ms() + DEFER_MS
+                self._deferred[transfer.serial] = self._clock.monotonic_s() + DEFER_S
             return None
 
     def _record(self, answered: Sequence[tuple[Transfer, SinkReply | None]]) -> None:
         good = (SinkAnswer.PAID, SinkAnswer.EXISTS)
         credited = [transfer for transfer, reply in answered if reply and reply.answer in good]
-        now_ms = self._wall_ms()
+        now_ms = self._clock.wall_ms()
         if credited:
             self._ledger.credit(self._shard, credited, now_ms)
         for transfer, reply in answered:
