@@ -5,11 +5,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.stalls import Stalls
 
 SEED_VARIABLE = "HONGBAO_SEED"
 SEED = 20160207  # the evening that the checklist comes from
+
+settings.register_profile(
+    "hongbao",
+    deadline=None,  # how long an example takes tells how busy the machine is
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize=SEED_VARIABLE not in os.environ,  # else each run looks at other examples
+    print_blob=True,
+)
+settings.load_profile("hongbao")
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from typing import Self, TypeVar
 STEP_S = 0.05
 STALL_S_MIN = 0.25
 """Less than this is a busy machine, and no excuse."""
-STOOD_STILL_S = 1.0
-"""A stall of this length spoils a story whose parts last for seconds."""
+STOOD_STILL_S = 0.5
+"""A stall of this length spoils a story whose leases last for one second."""
 STORIES_MAX = 3
 
 T = TypeVar("T")

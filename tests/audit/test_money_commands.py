@@ -212,7 +212,7 @@ def test_nothing_goes_back_before_every_living_redeem_process_has_closed(
     night.settle()
     key = f"campaigns/{night.campaign.campaign}/closed"
     run = ("--run", str(night.run.path))
-    refund = ("fund", "refund", "--grace-s", "0", "--wait-s", "1", "--by", "wang", *run)
+    refund = ("fund", "refund", "--grace-s", "0", "--by", "wang", *run)
     hongbao("fund", "pay-in", "--all", *run)
 
     async def live(store: LmdbStore) -> None:
@@ -226,7 +226,7 @@ def test_nothing_goes_back_before_every_living_redeem_process_has_closed(
         await store.put(f"acks/{key}/redeem-a-0", ack)
 
     night.change(live)
-    status, text = hongbao(*refund)
+    status, text = hongbao(*refund, "--wait-s", "1")
     assert (status, "not yet effective on: redeem-a-0" in text) == (75, True)
     engine = sql.open_engine(night.run.ledger_url(night.run.read_specs()[0]))
     assert {pool.refunded_fen for pool in SqlFund(engine).pools()} == {0}

@@ -10,6 +10,8 @@ from hongbao.cli import demo, up
 from hongbao.cli.run_dir import LOCK_NAME, RunDir
 from hongbao.domain.errors import Rejected
 
+from tests.waiting import LIMIT_S
+
 
 def settings_file(folder: Path) -> Path:
     path = folder / "up.yaml"
@@ -44,7 +46,7 @@ def _hold_and_die(path: Path) -> None:
 def test_a_run_is_free_again_when_its_supervisor_was_killed(tmp_path: Path) -> None:
     held = multiprocessing.get_context("spawn").Process(target=_hold_and_die, args=(tmp_path,))
     held.start()
-    held.join(20)
+    held.join(LIMIT_S)
     assert held.exitcode == 9
     with RunDir(tmp_path).supervised():
         assert (tmp_path / LOCK_NAME).read_text().strip() == str(os.getpid())

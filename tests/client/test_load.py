@@ -170,7 +170,8 @@ async def test_latency_counts_from_the_time_a_shake_was_due() -> None:
     async with toy_server.serving(toy) as gateway:
         plan = plan_for([gateway], users=20, phases=[Phase("s", 1.0, 400, 400)])
         running = asyncio.create_task(play(plan))
-        await asyncio.sleep(0.9)
+        await until(lambda: toy.shakes >= 100)
+        await asyncio.sleep(0.4)
         stalled.set()
         stats, _ = await running
     assert stats.total.shake_latency.percentile_ms(99) > 200

@@ -23,6 +23,7 @@ SHIM = Path(__file__).with_name("preload.c")
 SHIMMED = ("store", "settle")
 HOUR_S = 3600
 REFUSED_S = 1.2
+SLOW_S = 3.0
 RESUMED_S_MAX = 4.0
 CALM_S = 1.0
 
@@ -54,13 +55,13 @@ class Faults:
 async def break_disk_and_clock(stage: Stage) -> None:
     """Do one fault after another, each with a while of calm behind it."""
     faults = Faults(stage.up.run.path / "faults", stage)
-    await stage.at(0, 0.08)
+    await stage.at(0, 0.12)
     for role, name in (("store", "fsync_error"), ("store", "disk_full"), ("settle", "fsync_error")):
         async with faults.fault(role, name):
             await asyncio.sleep(REFUSED_S + 0.5 * stage.draw())
         await asyncio.sleep(CALM_S + 1.0)
     async with faults.fault("store", "slow_disk", 100):
-        await asyncio.sleep(REFUSED_S)
+        await asyncio.sleep(SLOW_S)
     await asyncio.sleep(CALM_S)
     await jump_clocks(stage, faults)
 
@@ -117,7 +118,7 @@ def played(seed: int, shim: Path) -> Iterator[Evening]:
             faults.mkdir(parents=True, exist_ok=True)
             return {"LD_PRELOAD": str(shim), "HONGBAO_FAULTS": str(faults)}
 
-        plot = Plot(seed, seconds=19.0, slots=1, packets_a_slot=48_000, rate=400.0, environ=environ)
+        plot = Plot(seed, seconds=26.0, slots=1, packets_a_slot=48_000, rate=400.0, environ=environ)
         yield play_evening(folder, plot, break_disk_and_clock)
 
 

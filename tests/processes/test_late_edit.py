@@ -86,7 +86,7 @@ def evening(seed: int, stalls: Stalls) -> Iterator[Evening]:
 
 @contextmanager
 def played(seed: int) -> Iterator[Evening]:
-    plot = Plot(seed, seconds=30.0, packets_a_slot=2400, rate=400.0, users=300)
+    plot = Plot(seed, seconds=60.0, packets_a_slot=2400, rate=200.0, users=300)
     with short_folder() as folder:
         write_edit(folder / "edited", plot)
         yield play_evening(folder, plot, edit)

@@ -68,10 +68,10 @@ def played(seed: int) -> Iterator[Told]:
     with short_folder() as folder, open_paydesk(seed, folder / "paid.jsonl") as desk:
         plot = Plot(
             seed,
-            seconds=24.0,
+            seconds=36.0,
             slots=3,
             packets_a_slot=3_000,
-            rate=300.0,
+            rate=200.0,
             webhook_url=desk.url,
             spoil=flip_a_bit,
         )

@@ -11,6 +11,7 @@ from hongbao.shards.owner import Owner, OwnerLimits
 from hongbao.shards.peers import GrpcPeers, add_shards_service
 
 from tests.sim.toy import READ, REFUSED, TOTAL, ToyMachine, add
+from tests.waiting import LIMIT_S
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ async def address(owner: Owner, tmp_path: Path) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def peers() -> AsyncIterator[GrpcPeers]:
-    peers = GrpcPeers(call_s_max=5)
+    peers = GrpcPeers(call_s_max=LIMIT_S)
     yield peers
     await peers.close()
 

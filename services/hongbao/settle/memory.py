@@ -1,17 +1,36 @@
 """Owns a ledger in one process's memory, for the simulation and the contract suite."""
 
+import functools
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
 
 from hongbao.domain.errors import Fenced
 from hongbao.settle.latency import LatencyCount, count_latency
 from hongbao.settle.ports import AccountKind, Posted, Posting, Quarantined, Transfer, TransferState
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _atomic(
+    method: Callable[Concatenate["MemoryLedger", P], T],
+) -> Callable[Concatenate["MemoryLedger", P], T]:
+    """Let one thread at a time into the ledger: settler and payout call from their own."""
+
+    @functools.wraps(method)
+    def alone(self: "MemoryLedger", /, *arguments: P.args, **named: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *arguments, **named)
+
+    return alone
+
 
 @dataclass
 class MemoryLedger:
-    """Is a settle.ports.Ledger; every method is atomic because it never yields."""
+    """Is a settle.ports.Ledger; every method is atomic."""
 
     transfers: dict[int, Transfer] = field(default_factory=dict)
     states: dict[int, TransferState] = field(default_factory=dict)
@@ -24,10 +43,12 @@ class MemoryLedger:
 
     def __post_init__(self) -> None:
         self._shards: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     def position(self, shard: int) -> int:
         return self.positions.get(shard, 0)
 
+    @_atomic
     def post(self, posting: Posting) -> Posted:
         if self.position(posting.shard) != posting.start:
             raise Fenced(f"claims/{posting.shard}: the ledger is not at block {posting.start}")
@@ -47,9 +68,11 @@ class MemoryLedger:
             self._book(posting.transfers, posting.posted_at_ms)
         return Posted.POSTED
 
+    @_atomic
     def find_transfers(self, serials: Sequence[int]) -> list[Transfer]:
         return [self.transfers[serial] for serial in serials if serial in self.transfers]
 
+    @_atomic
     def pending(self, shard: int, limit: int, behind: Transfer | None = None) -> list[Transfer]:
         found = [
             transfer
@@ -60,12 +83,14 @@ class MemoryLedger:
             found = [one for one in found if _payout_order(one) > _payout_order(behind)]
         return sorted(found, key=_payout_order)[:limit]
 
+    @_atomic
     def credit(self, shard: int, transfers: Sequence[Transfer], at_ms: int) -> None:
         pending = [one for one in transfers if self.states[one.serial] is TransferState.PENDING]
         for transfer in pending:
             self.states[transfer.serial] = TransferState.CREDITED
         self._book(pending, at_ms)
 
+    @_atomic
     def refuse(self, transfer: Transfer, quarantined: Quarantined, at_ms: int) -> None:
         if self.states[transfer.serial] is TransferState.PENDING:
             self.states[transfer.serial] = TransferState.REFUSED
