@@ -62,6 +62,12 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [str(p) for p in SOURCES if empty.search(p.name)] == []
 
 
+def test_nothing_that_serves_can_lose_a_cancellation() -> None:
+    """Python 3.11's `wait_for` swallows one that comes with the answer: use `asyncio.timeout`."""
+    served = [path for path in SOURCES if path.is_relative_to(ROOT / "services")]
+    assert [str(one) for one in served if "asyncio.wait_for(" in one.read_text()] == []
+
+
 def test_every_module_says_what_it_owns() -> None:
     silent = [
         str(path.relative_to(ROOT))

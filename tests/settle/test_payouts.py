@@ -24,6 +24,7 @@ from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, Trans
 
 from tests.minted import CAMPAIGN
 from tests.settle.claims import OPENED_AT_MS, SteppedClock
+from tests.waiting import until
 
 AMOUNT_FEN = 250
 
@@ -305,6 +306,35 @@ async def test_more_silent_payments_than_can_be_deferred_block_nothing_behind_th
     for _ in range(2 * len(transfers) // PAYOUT_TRANSFERS_MAX):
         await payout.step()
     assert sink.paid == set(range(1, good + 1))
+
+
+class SlowSink:
+    """Pays at once, but for some that it never answers."""
+
+    def __init__(self, silent: set[int]) -> None:
+        self.paid: list[int] = []
+        self._silent = silent
+
+    async def pay(self, transfer: Transfer) -> SinkReply:
+        if transfer.serial in self._silent:
+            await asyncio.Event().wait()
+        self.paid.append(transfer.serial)
+        return SinkReply(SinkAnswer.PAID)
+
+
+async def test_a_step_that_is_cut_off_records_what_it_paid(sqlite_engine: sa.Engine) -> None:
+    """As found: under leases lost every 2 s, 5,000 payments went out and 131 were credited."""
+    ledger, silent = pending_ledger(sqlite_engine, *map(transfer, range(1, 101))), {50, 51}
+    sink = SlowSink(silent)
+    payout = Payout(0, ledger, sink, paused=never_paused, clock=SteppedClock(), campaign=CAMPAIGN)
+    step = asyncio.create_task(payout.step())
+    await until(lambda: len(sink.paid) == 98, "all others are paid")
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+    found = states(sqlite_engine)
+    assert {one for one, state in found.items() if state == TransferState.PENDING} == silent
+    assert sorted(sink.paid) == [one for one in range(1, 101) if one not in silent]
 
 
 async def test_once_paused_a_step_begins_no_payment_and_the_next_one_goes_on_there() -> None:

@@ -27,6 +27,7 @@ from tests.shards.worker import Worker
 from tests.sim.dice import Dice
 from tests.sim.history import check_log
 from tests.sim.toy import ENTRY, TOTAL, add
+from tests.stalls import Stalls, judged
 from tests.waiting import LIMIT_S, until
 
 SHARDS = 2
@@ -126,22 +127,27 @@ async def read_entries(store: LogStore, shard: int) -> list[tuple[int, int, int]
 
 @pytest.mark.parametrize("hearing", ["good", "deaf"])
 async def test_a_paused_owner_is_fenced_and_nothing_is_lost_or_doubled(
-    stores: SharedState, tmp_path: Path, hearing: str, seed: int
+    stores: SharedState, tmp_path: Path, hearing: str, seed: int, stalls: Stalls
 ) -> None:
     """With good hearing its lease stops it first; a deaf one is stopped by the log alone."""
-    await pause_an_owner(stores, tmp_path, hearing, seed)
+    await judged(stalls, lambda number: pause_an_owner(stores, tmp_path, hearing, seed + number))
 
 
 async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed: int) -> None:
     """Play the story and check what is left."""
     pause = Pause.drawn(Dice(seed ^ sum(hearing.encode())))
     print(f"drawn from seed {seed}: {pause}")
-    async with under_load(stores, tmp_path, hearing) as (workers, load):
+    async with under_load(stores, tmp_path) as (workers, load):
         await load.until_more(pause.acknowledged_before)
         await asyncio.sleep(pause.delay_s)
         await until(lambda: one_each(workers))
         paused, other = sorted(workers, key=lambda worker: not owns(worker, pause.shard))
-        ((shard, epoch),) = paused.tenures()
+        if hearing == "deaf":
+            paused.process.send_signal(signal.SIGUSR1)
+            await until(lambda: paused.lines("deaf"))
+        tenures = paused.tenures()
+        assert [int(one) for one, _ in tenures] == [pause.shard]
+        ((shard, epoch),) = tenures
         paused.process.send_signal(signal.SIGSTOP)
         await until(lambda: owns(other, pause.shard))
         await load.until_more(pause.acknowledged_meanwhile)
@@ -158,11 +164,9 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed
 
 
 @asynccontextmanager
-async def under_load(
-    stores: SharedState, folder: Path, hearing: str = "good"
-) -> AsyncIterator[tuple[list[Worker], Load]]:
+async def under_load(stores: SharedState, folder: Path) -> AsyncIterator[tuple[list[Worker], Load]]:
     """Let two processes share the shards and clients add to them; then check what is left."""
-    workers = [Worker(name, folder, SHARDS, hearing) for name in ("toy-a-0", "toy-b-0")]
+    workers = [Worker(name, folder, SHARDS) for name in ("toy-a-0", "toy-b-0")]
     peers = GrpcPeers(call_s_max=0.6)
     router = ShardRouter(stores.coordination, lambda plane, shard: None, peers)
     following = asyncio.create_task(router.follow("toy"))

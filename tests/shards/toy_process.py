@@ -1,16 +1,18 @@
-"""Serves toy shards as a real process: python toy_process.py NAME FOLDER SHARDS [deaf].
+"""Serves toy shards as a real process: python toy_process.py NAME FOLDER SHARDS.
 
 FOLDER holds settings.json, which says what stores these are (cli/settings.py).
 
 Prints `owner SHARD EPOCH` when it takes a shard over and `left SHARD EPOCH ERROR MESSAGE` when it
-stops. A deaf process never learns that a lease is lost, so that only the log can stop it.
+stops. On SIGUSR1 it goes deaf, and says so: from then on it never learns that a lease is lost, so
+that only the log can stop it.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 from hongbao.adapters.clock import SystemClock
@@ -41,21 +43,38 @@ class ReportingOwner(Owner):
         print(f"left {self.shard.shard} {self.epoch} {kind} {error}", flush=True)
 
 
-class DeafOwner(ReportingOwner):
-    """Believes in its lease for ever."""
+class Hearing:
+    """Is whether this process learns that a lease is lost."""
 
-    @classmethod
-    async def take_over(cls, *arguments: Any, **named: Any) -> Self:
-        return await super().take_over(*arguments, **{**named, "lease_valid": lambda: True})
+    def __init__(self) -> None:
+        self.deaf = False
+
+    def lose(self) -> None:
+        self.deaf = True
+        print("deaf", flush=True)
+
+    def owner_type(self) -> type[Owner]:
+        """Return owners that, once deaf, believe in their leases for ever."""
+        hearing = self
+
+        class HearingOwner(ReportingOwner):
+            @classmethod
+            async def take_over(cls, *arguments: Any, **named: Any) -> Self:
+                valid = named.pop("lease_valid")
+                named["lease_valid"] = lambda: hearing.deaf or valid()
+                return await super().take_over(*arguments, **named)
+
+        return HearingOwner
 
 
-class DeafCoordination:
-    """Says at once that a renewal went well, and never hears what became of it.
+class HearingCoordination:
+    """Once deaf, says at once that a renewal went well, and never hears what became of it.
 
     To wait for it would be hearing: one that is under way at a pause has timed out behind it.
     """
 
-    def __init__(self, inner: Coordination) -> None:
+    def __init__(self, inner: Coordination, hearing: Hearing) -> None:
+        self._hearing = hearing
         self._inner = inner
         self._renewals: set[asyncio.Future[bool]] = set()
 
@@ -63,6 +82,8 @@ class DeafCoordination:
         return getattr(self._inner, name)
 
     async def renew(self, lease: Lease) -> bool:
+        if not self._hearing.deaf:
+            return await self._inner.renew(lease)
         renewal = asyncio.ensure_future(self._inner.renew(lease))
         self._renewals.add(renewal)
         renewal.add_done_callback(self._forget)
@@ -74,9 +95,10 @@ class DeafCoordination:
             renewal.exception()  # taken note of, so that asyncio does not complain
 
 
-async def main(name: str, folder: str, shards: str, hearing: str = "good") -> None:
+async def main(name: str, folder: str, shards: str) -> None:
     address = f"unix:{folder}/{name}"
-    deaf = hearing == "deaf"
+    hearing = Hearing()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, hearing.lose)
     settings = UpSettings.model_validate_json((Path(folder) / "settings.json").read_text())
     stores = await connect_stores(RunDir(Path(folder)), settings, "toy")
     owners = Owners(
@@ -84,10 +106,10 @@ async def main(name: str, folder: str, shards: str, hearing: str = "good") -> No
         "toy",
         lambda shard: ToyMachine(),
         lambda: os.urandom(16),
-        owner_type=DeafOwner if deaf else ReportingOwner,
+        owner_type=hearing.owner_type(),
     )
     host = ShardHost(
-        DeafCoordination(stores.coordination) if deaf else stores.coordination,
+        cast(Coordination, HearingCoordination(stores.coordination, hearing)),
         Member(name, "zone-a", address, "toy"),
         "toy",
         range(int(shards)),

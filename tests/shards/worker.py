@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 class Worker:
     """Is a serving process and the lines it has printed."""
 
-    def __init__(self, name: str, folder: Path, shards: int, hearing: str = "good") -> None:
+    def __init__(self, name: str, folder: Path, shards: int) -> None:
         self.name = name
         program = [sys.executable, "-m", "tests.shards.toy_process"]
-        command = [*program, name, str(folder), f"{shards}", hearing]
+        command = [*program, name, str(folder), f"{shards}"]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)

@@ -81,3 +81,32 @@ async def test_what_goes_on_longer_than_a_split_is_told(monkeypatch: pytest.Monk
         await store.create(b"a", b"1")
     assert client.commits == 0
     await store.close()
+
+
+class Gated(Splitting):
+    """Answers a read once it may."""
+
+    def __init__(self) -> None:
+        super().__init__(failures=0)
+        self.may = asyncio.Event()
+
+    async def get(self, key: bytes) -> bytes | None:
+        await self.may.wait()
+        return await super().get(key)
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_a_call_that_is_cancelled_as_its_answer_comes_is_cancelled(turns: int) -> None:
+    """As found: `wait_for` gave the answer, lost the cancellation, and a reader read for ever."""
+    client = Gated()
+    store = store_over(client)
+    call = asyncio.create_task(store.get(b"key"))
+    await asyncio.sleep(0.01)
+    client.may.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    answered = call.done()
+    call.cancel()
+    await asyncio.wait([call])
+    assert call.cancelled() is not answered
+    await store.close()

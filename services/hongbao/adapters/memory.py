@@ -143,7 +143,8 @@ class MemoryStore:
         next_s = min((held.expires_s for held in self._held.values()), default=None)
         wait_s = None if next_s is None else max(next_s - self._monotonic_s(), 0.001)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
 
     def _set(self, key: str, value: bytes) -> Versioned:
         fact = self._record(key, value)

@@ -96,7 +96,8 @@ class TikvTxnStore:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         try:
-            return await asyncio.wait_for(asyncio.shield(task), CALL_S_MAX)
+            async with asyncio.timeout(CALL_S_MAX):
+                return await asyncio.shield(task)
         except TimeoutError:
             task.add_done_callback(_ignore)
             raise unknown(f"{what}: no answer within {CALL_S_MAX} s") from None

@@ -3,10 +3,13 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import structlog
+from stamina.instrumentation import RetryDetails, RetryHook, set_on_retry_hooks
 
 from hongbao.adapters.clock import SystemClock
 from hongbao.cli.late_edit import run_campaign
@@ -20,6 +23,10 @@ from hongbao.domain.ids import CampaignId
 from hongbao.domain.manifest import Manifest, manifest_name, parse_manifest, signature_name
 from hongbao.domain.objects import ObjectStore
 from hongbao.shards.member import Member
+
+RETRY_LINE_S: Final = 1.0
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,26 @@ def set_up_logs(process: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+    set_on_retry_hooks([tell_retries(SystemClock().monotonic_s)])
+
+
+def tell_retries(monotonic_s: Callable[[], float]) -> RetryHook:
+    """Say that calls are repeated, once a second with the count: a backend that is down fails all.
+
+    Stamina's own hook writes a line with a traceback for each.
+    """
+    told_s, suppressed = -RETRY_LINE_S, 0
+
+    def tell(details: RetryDetails) -> None:
+        nonlocal told_s, suppressed
+        if monotonic_s() < told_s + RETRY_LINE_S:
+            suppressed += 1
+            return
+        reason, retry = repr(details.caused_by), details.retry_num
+        log.warning("call_repeated", reason=reason, retry=retry, suppressed=suppressed)
+        told_s, suppressed = monotonic_s(), 0
+
+    return tell
 
 
 async def read_manifests(

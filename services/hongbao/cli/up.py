@@ -132,7 +132,8 @@ async def _serve(
             while not stop.is_set():
                 screen.update(_show(live, rates.per_s))
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), REFRESH_S)
+                    async with asyncio.timeout(REFRESH_S):
+                        await stop.wait()
         following.cancel()
         console.print("draining …")
     console.print(f"drained; `hongbao audit --run {run.path}` proves the money")

@@ -5,12 +5,13 @@ between payment and credit the sink answers `exists`, and the transfer is credit
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hongbao.domain.errors import Transient
+from hongbao.domain.errors import HongbaoError, Transient
 from hongbao.settle.checks import Reason
 from hongbao.settle.ports import Ledger, Quarantined, Sink, SinkAnswer, SinkReply, Transfer
 from hongbao.shards.ports import Clock
@@ -19,6 +20,8 @@ PAYOUT_TRANSFERS_MAX: Final = 256
 PAYOUT_CALLS_MAX: Final = 32
 DEFERRED_MAX: Final = 4096
 DEFER_S: Final = 5.0
+LEAVE_S_MAX: Final = 2.0
+"""A database that takes longer keeps no shard from leaving."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Payout:
     async def step(self) -> PaidOut:
         """Pay up to PAYOUT_TRANSFERS_MAX transfers; once paused, end with the calls under way.
 
-        Raises Transient when the ledger fails.
+        Who cuts it off, as when the shard is lost, loses the calls under way alone: what was paid
+        by then is recorded. Raises Transient when the ledger fails.
         """
         now_s = self._clock.monotonic_s()
         self._deferred = {key: at for key, at in self._deferred.items() if at > now_s}
@@ -88,7 +92,11 @@ class Payout:
     async def _pay_in_order(
         self, due: Sequence[Transfer]
     ) -> list[tuple[Transfer, SinkReply | None]]:
-        """Pay until paused; what was not begun by then is no part of the answer."""
+        """Pay until paused; what was not begun by then is no part of the answer.
+
+        When cut off, record what was answered: else a shard that moves faster than a step ends
+        pays the same transfers again and again and never gets on.
+        """
         waiting = iter(due)
         replies: dict[int, SinkReply | None] = {}
 
@@ -96,7 +104,14 @@ class Payout:
             while not self._paused() and (transfer := next(waiting, None)):
                 replies[transfer.serial] = await self._pay(transfer)
 
-        await asyncio.gather(*(pay_next() for _ in range(PAYOUT_CALLS_MAX)))
+        try:
+            await asyncio.gather(*(pay_next() for _ in range(PAYOUT_CALLS_MAX)))
+        except BaseException:
+            answered = [(one, replies[one.serial]) for one in due if one.serial in replies]
+            with contextlib.suppress(HongbaoError, TimeoutError):
+                async with asyncio.timeout(LEAVE_S_MAX):
+                    await self._offload(self._record, answered)
+            raise
         return [(transfer, replies[transfer.serial]) for transfer in due[: len(replies)]]
 
     async def _pay(self, transfer: Transfer) -> SinkReply | None:
