@@ -60,6 +60,26 @@ def test_the_last_story_is_judged_however_it_went() -> None:
         assert left == STORIES_MAX
 
 
+def test_a_story_that_was_late_is_played_again_and_judged_when_it_always_is() -> None:
+    machine = Machine(stalled=0)
+    with undisturbed(machine.stalls, machine.story, late=lambda told: told < 2) as left:
+        assert left == 2
+    machine = Machine(stalled=0)
+    with undisturbed(machine.stalls, machine.story, late=lambda told: True) as left:
+        assert left == STORIES_MAX
+
+
+def test_a_stall_counts_before_the_thread_that_measures_has_woken_from_it() -> None:
+    now_s = 102.0
+    stalls = Stalls(monotonic_s=lambda: now_s)
+    stalls._ticked_s = 100.0  # the thread does not run
+    assert stalls.within_s(0.0, 200.0) == 2.0
+    stalls.note(100.0, 102.0)
+    assert stalls.within_s(0.0, 200.0) == 2.0
+    stalls._ticked_s = now_s = 102.2
+    assert stalls.within_s(0.0, 200.0) == 2.0
+
+
 async def test_what_judges_itself_is_judged_again_only_after_a_stall() -> None:
     machine = Machine(stalled=1, failing=1)
     await judged(machine.stalls, machine.judge)

@@ -145,9 +145,8 @@ async def pause_an_owner(stores: SharedState, tmp_path: Path, hearing: str, seed
         if hearing == "deaf":
             paused.process.send_signal(signal.SIGUSR1)
             await until(lambda: paused.lines("deaf"))
-        tenures = paused.tenures()
-        assert [int(one) for one, _ in tenures] == [pause.shard]
-        ((shard, epoch),) = tenures
+        await until(lambda: [int(one) for one, _ in paused.tenures()] == [pause.shard])
+        ((shard, epoch),) = paused.tenures()
         paused.process.send_signal(signal.SIGSTOP)
         await until(lambda: owns(other, pause.shard))
         await load.until_more(pause.acknowledged_meanwhile)

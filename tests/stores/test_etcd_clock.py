@@ -12,7 +12,6 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +22,14 @@ from hongbao.adapters.clock import SystemClock
 from tests.servers import binaries
 from tests.servers.etcd import EtcdCluster
 from tests.sim.dice import Dice
-from tests.stalls import Stalls
 from tests.waiting import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 SHIM = ROOT / "tests" / "processes" / "preload.c"
 HOUR_S = 3600
 TTLS_S = (6.0, 18.0)
-"""80 % of them are relied on: a busy machine may keep a renewal waiting for seconds. One that stood
-still meanwhile tells nothing: then once more, with a longer lease."""
-STOOD_STILL_S = 1.0
+"""80 % of them are relied on: a busy machine may keep a renewal waiting for seconds. Then it is
+tried once more, with a longer lease."""
 WALL_SLACK_S = 300.0
 """The test is over by then; any two of the jumps lie further apart."""
 
@@ -84,20 +81,17 @@ def draw_jumps(dice: Dice, ttl_s: float) -> list[Jump]:
 
 
 async def test_a_holder_keeps_its_lease_while_its_wall_clock_jumps_about_an_hour(
-    cluster: EtcdCluster, shim: Path, tmp_path: Path, seed: int, stalls: Stalls
+    cluster: EtcdCluster, shim: Path, tmp_path: Path, seed: int
 ) -> None:
     for ttl_s in TTLS_S:
         jumps = draw_jumps(Dice(seed), ttl_s)
         print(f"drawn from seed {seed}: {jumps}")
-        began_s = time.monotonic()
         faults = tmp_path / f"faults-{ttl_s}"
         faults.mkdir()
         told = await hold_while_clocks_jump(cluster, shim, faults, ttl_s, jumps)
         if len(told) == 1:
             return
-        stood_still = stalls.within_s(began_s, time.monotonic()) > STOOD_STILL_S
-        assert stood_still, f"the lease was lost, or a write failed: {told}"
-    raise AssertionError("the machine stood still each time")
+    raise AssertionError(f"the lease was lost, or a write failed, both times: {told}")
 
 
 async def hold_while_clocks_jump(

@@ -20,7 +20,7 @@ from hongbao.domain.errors import Transient
 RESTART_PAUSE_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 LIVED_WELL_S = 10.0
 DRAIN_S_MAX = 20.0
-READY_S_MAX = 60.0
+READY_S_MAX = 120.0
 
 log = structlog.get_logger()
 
