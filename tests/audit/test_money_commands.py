@@ -4,6 +4,8 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -13,13 +15,15 @@ from hongbao.adapters.lmdb import LmdbStore
 from hongbao.adapters.sql_fund import SqlFund
 from hongbao.adapters.sql_ledger import SqlLedger
 from hongbao.cipher.keyring import new_keyring, write_keyring
-from hongbao.cli import main
+from hongbao.cli import fund, main
 from hongbao.cli.run_claim import claim_ledger
 from hongbao.cli.run_dir import ProcessSpec, RunDir
 from hongbao.cli.settings import UpSettings
+from hongbao.cli.stores import Stores
 from hongbao.domain.campaign import Slot
 from hongbao.domain.claim import Claim
 from hongbao.domain.cursor import RESERVED, RETURNED, CursorEntry, cursor_key, pack_cursor
+from hongbao.domain.errors import Transient
 from hongbao.domain.ids import SlotNumber
 from hongbao.domain.script import plan_campaign
 from hongbao.domain.timeline import Closed, Timeline
@@ -233,6 +237,27 @@ def test_nothing_goes_back_before_every_living_redeem_process_has_closed(
     engine.dispose()
     night.change(obey)
     assert hongbao(*refund)[0] == 0
+
+
+async def test_logs_that_were_closed_in_time_are_closed_however_long_leases_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As found: "somebody holds open the logs of", and none was named."""
+    left: list[int] = []
+
+    async def close_slowly(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    async def still_open(*_: object) -> list[int]:
+        return left
+
+    monkeypatch.setattr(fund, "close_logs", close_slowly)
+    monkeypatch.setattr(fund, "open_logs", still_open)
+    opened = cast(Stores, SimpleNamespace(coordination=None, log_store=None))
+    await fund._close_logs(opened, [0, 1], 0.01)
+    left.append(1)
+    with pytest.raises(Transient, match="the logs of claims/1"):
+        await fund._close_logs(opened, [0, 1], 0.01)
 
 
 def test_refunds_are_too_early_before_the_campaign_is_over(

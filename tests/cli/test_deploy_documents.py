@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hongbao.adapters.memory import MemoryStore
 from hongbao.cli import demo, up
-from hongbao.cli.documents import deploy_documents, keep_placement, move_files
+from hongbao.cli.documents import MOVE_LEAD_MS, deploy_documents, keep_placement, move_files
 from hongbao.domain.assignment import AccessPod, Assignment
 from hongbao.domain.campaign import Slot
 from hongbao.domain.errors import Rejected
@@ -183,6 +183,21 @@ async def test_files_of_an_open_slot_stay_with_their_dead_pod(store: MemoryStore
     after = await move_files(store, PLAN.campaign, PODS, now_ms)
     for place in after.files.values():
         assert place.serving == (place.pod if place.slot == SLOTS[0] else 1)
+
+
+async def test_files_stay_when_their_slot_may_open_while_the_move_is_written(
+    store: MemoryStore,
+) -> None:
+    """R22: a slow store would let two pods serve one file of a slot that has opened."""
+    await deploy(store)
+    await members(store, PODS[0])
+    before = await store.read(f"{KEY}/assignment")
+    now_ms = TIMELINE.slots[0].starts_at_ms - MOVE_LEAD_MS
+    await move_files(store, PLAN.campaign, PODS, now_ms)
+    stored = Assignment.from_json((await store.read(f"{KEY}/assignment")).value)
+    first = [place for place in stored.files.values() if place.slot == SLOTS[0]]
+    assert [place.serving for place in first] == [place.pod for place in first]
+    assert stored != Assignment.from_json(before.value)  # those of later slots move
 
 
 async def test_nothing_is_written_while_all_live(store: MemoryStore) -> None:

@@ -22,8 +22,12 @@ def supervisor(tmp_path: Path) -> Supervisor:
     return sleepers(tmp_path)
 
 
-def sleepers(folder: Path, failures: list[Exception] | None = None) -> Supervisor:
-    """Supervise `sleep` in place of a role; the first starts may fail before it."""
+def sleepers(
+    folder: Path,
+    failures: list[Exception] | None = None,
+    drain_fails: Exception | None = None,
+) -> Supervisor:
+    """Supervise `sleep` in place of a role; the first starts may fail before it, or every drain."""
 
     async def environ(_spec: ProcessSpec) -> Mapping[str, str]:
         if failures:
@@ -34,7 +38,8 @@ def sleepers(folder: Path, failures: list[Exception] | None = None) -> Superviso
         return True
 
     async def nothing(_spec: ProcessSpec) -> None:
-        return None
+        if drain_fails is not None:
+            raise drain_fails
 
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     return Supervisor(
@@ -85,6 +90,17 @@ async def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     assert supervisor.pid(SPEC.process) is not None
     assert supervisor.deaths == []  # nothing lived yet
     await supervisor.drain([SPEC])
+
+
+async def test_a_drain_that_fails_ends_its_process_and_the_others_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """As found: Envoy gave no statistics, and neither it nor the other roles were ended."""
+    supervisor = sleepers(tmp_path, drain_fails=OSError("no answer"))
+    specs = [SPEC, ProcessSpec("sleeper-b-0", "sleeper", "b")]
+    await supervisor.start(specs)
+    await supervisor.drain(specs)
+    assert [supervisor.pid(spec.process) for spec in specs] == [None, None]
 
 
 async def test_draining_one_process_leaves_the_others_supervised(supervisor: Supervisor) -> None:

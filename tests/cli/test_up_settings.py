@@ -1,13 +1,14 @@
 """Facts about the one settings file of `hongbao up`, and the processes that follow from it."""
 
 import re
+import socket
 from pathlib import Path
 
 import pytest
 from hongbao.cli.fund import pay_in_run
 from hongbao.cli.rain import prepare_run
 from hongbao.cli.run_claim import claim_ledger
-from hongbao.cli.run_dir import RunDir, access_pods, plan_processes
+from hongbao.cli.run_dir import RunDir, access_pods, hold_ports, plan_processes
 from hongbao.cli.settings import UpSettings, read_settings
 from hongbao.domain.errors import NotFound, Rejected
 
@@ -238,3 +239,23 @@ def test_a_folder_whose_sockets_nobody_could_reach_is_refused_before_anything_is
         prepare_run(settings, lambda *_: None)
     assert refused.value.field == "run_dir"
     assert not settings.run_dir.exists()
+
+
+def test_ports_that_are_held_are_lent_to_nobody_and_free_for_their_processes(
+    tmp_path: Path,
+) -> None:
+    """As found: a gateway that was killed came back to a port that another process had got."""
+    (spec, *_) = plan_processes(settings_of(("a",)))
+    port = next(iter(spec.ports.values()))
+    with hold_ports([spec]):
+        with pytest.raises(OSError, match="in use"), socket.socket() as stranger:
+            stranger.bind(("127.0.0.1", port))
+        with pytest.raises(ConnectionRefusedError), socket.socket() as caller:
+            caller.connect(("127.0.0.1", port))
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            with socket.socket() as server:  # as gRPC, Envoy and the metrics do
+                server.setsockopt(socket.SOL_SOCKET, option, 1)
+                server.bind(("127.0.0.1", port))
+                server.listen()
+                with socket.create_connection(("127.0.0.1", port)):
+                    pass

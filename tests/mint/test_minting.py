@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,7 @@ from hongbao.domain.ids import CampaignId, Fen, KeyId
 from hongbao.domain.manifest import PacketIndex, merkle_root, parse_manifest
 from hongbao.domain.plan import Batch, FilePlan, MintPlan
 from hongbao.domain.ticket import FILE_RECORDS_AT, RECORD_BYTES
+from hongbao.mint import file as mint_file
 from hongbao.mint.scheme import WORK_FOLDER, mint_scheme
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,6 +227,30 @@ def test_kill_9_of_the_mint_and_a_second_run_give_the_same_bytes(tmp_path: Path)
     mint_scheme(plan, tiny_keyring(), root)
     mint_scheme(plan, tiny_keyring(), peer)
     assert tree(root) == tree(peer)
+
+
+def test_a_file_that_an_orphan_still_mints_is_minted_beside_it(tmp_path: Path) -> None:
+    """The orphan of a killed run names its file when we have waited for it: ours is another."""
+    partial, final = tmp_path / "1.partial", tmp_path / "1.hbt"
+    opened = threading.Event()
+
+    def mint_next() -> bytes:
+        opened.set()
+        with mint_file._locked(partial) as out:
+            out.write(b"ours")
+            out.flush()
+            return partial.read_bytes()
+
+    with ThreadPoolExecutor(1) as threads:
+        with mint_file._locked(partial) as orphan:
+            ours = threads.submit(mint_next)
+            opened.wait(LIMIT_S)
+            time.sleep(0.2)  # it waits for the lock of this file
+            orphan.write(b"the orphan's")
+            orphan.flush()
+            partial.rename(final)
+        assert ours.result() == b"ours"
+    assert final.read_bytes() == b"the orphan's"
 
 
 def test_two_mints_of_one_scheme_never_run_at_once(minted: MintedCampaign, tmp_path: Path) -> None:

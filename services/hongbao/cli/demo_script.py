@@ -21,7 +21,7 @@ from hongbao.cli.prepare import Prepared
 from hongbao.cli.rain import Rain
 from hongbao.cli.switch_state import wait_effective, write_setting
 from hongbao.domain.campaign import Slot
-from hongbao.domain.errors import HongbaoError, Rejected
+from hongbao.domain.errors import HongbaoError, Rejected, Transient
 from hongbao.domain.ids import KeyId
 from hongbao.domain.plan import MintPlan
 from hongbao.shards.member import Member
@@ -29,6 +29,7 @@ from hongbao.shards.member import Member
 SWITCH: Final = "issue_speed"
 SWITCH_VALUE: Final = 0.02  # of a plan that the demo's few users are far behind of
 ACK_S_MAX: Final = 10.0
+OWNERS_LOOKS_MAX: Final = 100
 
 log = structlog.get_logger()
 
@@ -129,16 +130,26 @@ def _kill_access(up: Rain) -> Callable[[], Awaitable[str]]:
 
 def _kill_claims_owner(up: Rain) -> Callable[[], Awaitable[str]]:
     async def act() -> str:
-        leases = await up.stores.coordination.read_prefix("lease/claims/")
-        owned: dict[str, list[str]] = {}
-        for lease in leases:
-            owner = Member.from_json(lease.value).process
-            owned.setdefault(owner, []).append(lease.key.rsplit("/", 1)[1])
+        for _ in range(OWNERS_LOOKS_MAX):
+            if owned := await _owned_claims(up):
+                break
+            await asyncio.sleep(0.1)  # all leases have just run out
+        else:
+            raise Transient("nobody owns a claims shard")
         victim = max(owned, key=lambda process: len(owned[process]))
         up.supervisor.kill(victim)
         return f"{victim} killed (SIGKILL), owner of claims {', '.join(sorted(owned[victim]))}"
 
     return act
+
+
+async def _owned_claims(up: Rain) -> dict[str, list[str]]:
+    """Return the claims shards of each owner."""
+    owned: dict[str, list[str]] = {}
+    for lease in await up.stores.coordination.read_prefix("lease/claims/"):
+        owner = Member.from_json(lease.value).process
+        owned.setdefault(owner, []).append(lease.key.rsplit("/", 1)[1])
+    return owned
 
 
 def _set_switch(up: Rain, value: float | None) -> Callable[[], Awaitable[str]]:

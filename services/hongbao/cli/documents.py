@@ -16,6 +16,9 @@ from hongbao.domain.timeline import Timeline
 from hongbao.shards.ports import Coordination
 
 PLACEMENT_PAUSE_S = 0.1
+MOVE_LEAD_MS = 2_000
+"""Files of a slot that opens within this stay where they are: it must not open while a store is
+slow to write that they move, or two pods serve one file (R22)."""
 LEAD_MS = 300  # a slot that opens within this moves no more: pods need a moment to load files
 
 log = structlog.get_logger()
@@ -120,7 +123,7 @@ async def move_files(
     members = await coordination.read_prefix("lease/member/access-")
     live = {key.key.removeprefix("lease/member/") for key in members if key.value}
     timeline = Timeline.from_json((await coordination.read(f"campaigns/{campaign}/timeline")).value)
-    opened = timeline.opened(now_ms, lead_ms=LEAD_MS)
+    opened = timeline.opened(now_ms, lead_ms=MOVE_LEAD_MS)
     unopened = {slot.slot for slot in timeline.slots} - opened
     key = f"campaigns/{campaign}/assignment"
     stored = await coordination.read(key)

@@ -18,7 +18,14 @@ from hongbao.cli.documents import deploy_documents, keep_placement
 from hongbao.cli.late_edit import run_campaign
 from hongbao.cli.prepare import Prepared, Step, prepare
 from hongbao.cli.run_claim import check_unclaimed, claim_ledger, claim_stores, known_id
-from hongbao.cli.run_dir import ProcessSpec, RunDir, access_pods, check_sockets, plan_processes
+from hongbao.cli.run_dir import (
+    ProcessSpec,
+    RunDir,
+    access_pods,
+    check_sockets,
+    hold_ports,
+    plan_processes,
+)
 from hongbao.cli.settings import UpSettings
 from hongbao.cli.stores import SharedState, connect_stores, open_clusters
 from hongbao.cli.supervisor import Supervisor, role_command
@@ -104,8 +111,47 @@ async def rain(
     run.path.joinpath("sock").mkdir(parents=True, exist_ok=True)
     specs = _known_specs(run, settings) or plan_processes(settings)
     run.write_specs(settings, specs)
-    stores = await connect_stores(run, settings, campaign.campaign)
-    embedding = find_embedding()
+    with hold_ports(specs):
+        stores = await connect_stores(run, settings, campaign.campaign)
+        embedding = find_embedding()
+        supervisor = _supervise(run, settings, prepared, stores, embedding, environ)
+        up = Rain(
+            run, settings, campaign, timeline, tuple(specs), supervisor, stores, clock, embedding
+        )
+        pods = access_pods(specs)
+        placement = None
+        try:
+            await supervisor.start(up.of(role="store"))
+            again = stamina.retry_context(
+                on=Transient, attempts=None, timeout=DEPLOY_S_MAX, wait_max=1.0
+            )
+            async for attempt in again:
+                with attempt:
+                    await _deploy(up, prepared)
+            await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
+            await supervisor.start(up.of(role="access"))
+            placement = asyncio.create_task(
+                keep_placement(stores.coordination, campaign.campaign, pods, clock.wall_ms)
+            )
+            yield up
+        finally:
+            if placement is not None:
+                placement.cancel()
+            # Upstream first: a gateway stops taking shakes, then opens end, then they are credited.
+            for role in ("access", "redeem", "settle", "store"):
+                await supervisor.drain(up.of(role=role))
+            await stores.close()
+
+
+def _supervise(
+    run: RunDir,
+    settings: UpSettings,
+    prepared: Prepared,
+    stores: SharedState,
+    embedding: Embedding,
+    environ: Callable[[ProcessSpec], Mapping[str, str]] | None,
+) -> Supervisor:
+    """Return what starts, asks and drains the processes of a run."""
 
     async def environment(spec: ProcessSpec) -> Mapping[str, str]:
         secrets = (
@@ -121,38 +167,14 @@ async def rain(
         if embedding.library and "admin" in spec.ports:
             await _drain_envoy(run, spec)
 
-    supervisor = Supervisor(
+    return Supervisor(
         run,
         environ=environment,
         ready=ready,
         drain=drain,
-        monotonic_s=clock.monotonic_s,
+        monotonic_s=SystemClock().monotonic_s,
         command=role_command,
     )
-    up = Rain(run, settings, campaign, timeline, tuple(specs), supervisor, stores, clock, embedding)
-    pods = access_pods(specs)
-    placement = None
-    try:
-        await supervisor.start(up.of(role="store"))
-        again = stamina.retry_context(
-            on=Transient, attempts=None, timeout=DEPLOY_S_MAX, wait_max=1.0
-        )
-        async for attempt in again:
-            with attempt:
-                await _deploy(up, prepared)
-        await supervisor.start([*up.of(role="redeem"), *up.of(role="settle")])
-        await supervisor.start(up.of(role="access"))
-        placement = asyncio.create_task(
-            keep_placement(stores.coordination, campaign.campaign, pods, clock.wall_ms)
-        )
-        yield up
-    finally:
-        if placement is not None:
-            placement.cancel()
-        # Upstream first: a gateway stops taking shakes, then opens end, then they are credited.
-        for role in ("access", "redeem", "settle", "store"):
-            await supervisor.drain(up.of(role=role))
-        await stores.close()
 
 
 async def _deploy(up: Rain, prepared: Prepared) -> None:

@@ -164,6 +164,21 @@ def access_pods(specs: Iterable[ProcessSpec]) -> list[AccessPod]:
     return [AccessPod(spec.pod, spec.process, spec.zone) for spec in specs if spec.pod]
 
 
+def hold_ports(specs: Iterable[ProcessSpec]) -> contextlib.ExitStack:
+    """Keep the ports of a run from being lent to strangers while their processes are down.
+
+    Bound and not listened on: connections are refused, and who reuses addresses may bind them too.
+    """
+    with contextlib.ExitStack() as held:
+        for port in sorted({port for spec in specs for port in spec.ports.values()}):
+            holder = held.enter_context(socket.socket())
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                holder.setsockopt(socket.SOL_SOCKET, option, 1)
+            with contextlib.suppress(OSError):  # taken: its process will say so
+                holder.bind(("127.0.0.1", port))
+        return held.pop_all()
+
+
 def _free_ports(most: int) -> Iterator[int]:
     """Yield ports that nobody listens on now."""
     held = []

@@ -103,7 +103,7 @@ class Supervisor:
             return
         try:
             async with asyncio.timeout(DRAIN_S_MAX):
-                await self._drain(spec)
+                await self._drain_calls(spec)
                 with contextlib.suppress(ProcessLookupError):
                     child.terminate()
                 await child.wait()
@@ -112,6 +112,14 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+
+    async def _drain_calls(self, spec: ProcessSpec) -> None:
+        try:
+            await self._drain(spec)
+        except TimeoutError:
+            raise
+        except Exception:  # SIGTERM comes all the same, and others drain
+            log.exception("drain_failed", process=spec.process)
 
     async def _keep(self, spec: ProcessSpec) -> None:
         deaths = 0

@@ -50,7 +50,7 @@ class LoadPlan:
     shake_timeout_s: float = 2.0
     open_timeout_s: float = 5.0
     session_give_up_s: float = 30.0
-    drain_s: float = 10.0
+    drain_s: float = 30.0
     """How long opens are still repeated after the last phase."""
     sample_every_s: float = 0.5
     acknowledged: Path | None = None

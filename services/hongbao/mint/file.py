@@ -4,10 +4,11 @@ A finished file is never minted again: its header, signature, size and hash are 
 Its amounts are durable before it gets its name.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -52,14 +53,12 @@ class FileMinter:
             return self._described(file, sha256)
         partial = self.work_folder / f"{file.file}.partial"
         with (
-            open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out,
+            _locked(partial) as out,
             (self.work_folder / "amounts.bin").open("r+b", buffering=0) as amounts,
         ):
-            # An orphan of a killed run may still hold the file for a moment.
-            fcntl.flock(out, fcntl.LOCK_EX)
             out.truncate(0)
             sha256 = self._write_file(file, count, out, amounts, minted)
-        publish(partial, final)
+            publish(partial, final)
         return self._described(file, sha256)
 
     def _write_file(
@@ -140,6 +139,17 @@ class FileMinter:
     def _name(self, file: FilePlan) -> str:
         plan = self.plan
         return file_name(plan.campaign, plan.scheme_number, file.slot, file.ticket_shard)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path) -> Iterator[BinaryIO]:
+    """Open a half-made file alone: an orphan of a killed run may hold it, and name it, yet."""
+    while True:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "wb") as out:
+            fcntl.flock(out, fcntl.LOCK_EX)
+            if partial.exists() and os.path.samestat(os.fstat(out.fileno()), partial.stat()):
+                yield out
+                return
 
 
 def _write_all_at(descriptor: int, octets: memoryview, place: int) -> None:

@@ -80,8 +80,11 @@ class EnvoyAdmin:
         return (await self.statistics(f"^{name}$")).get(name, 0)
 
     async def statistics(self, pattern: str) -> dict[str, int]:
-        """Return the counters and gauges whose names match a regular expression."""
-        answer = await self._client.get("/stats", params={"filter": pattern})
+        """Return the counters and gauges whose names match. Raises Transient."""
+        try:
+            answer = await self._client.get("/stats", params={"filter": pattern})
+        except httpx.HTTPError as error:
+            raise Transient(f"Envoy's admin gave no statistics: {error!r}") from error
         lines = (line.rpartition(": ") for line in answer.text.splitlines())
         return {name: int(value) for name, _, value in lines if value.isdigit()}
 

@@ -176,7 +176,8 @@ def retry_policy(upstream: Upstream) -> Json:
         "num_retries": upstream.retries_max,
         "per_try_timeout": f"{upstream.try_timeout_s:.3f}s",
         "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        "host_selection_retry_max_attempts": 3,
+        # Each draws a host anew, and the last is taken whoever it is: of two, half are the same.
+        "host_selection_retry_max_attempts": 10,
         "retry_host_predicate": [
             {
                 "name": "envoy.retry_host_predicates.previous_hosts",
