@@ -72,7 +72,7 @@ class ClaimsScenario:
     ledger_type: type[CrashingLedger] = CrashingLedger
 
     def __init__(self) -> None:
-        minted, self._book = _minted()
+        minted, self._book = minted_book()
         self._packets = {
             shard: shard_claims(minted, shard, count=PACKETS_A_SHARD) for shard in self.shards
         }
@@ -114,21 +114,8 @@ class ClaimsScenario:
         self.ledger.crash = ""
         for shard in self.shards:
             self._catch_up(shard, logs[shard])
-        claims = {
-            claim.serial: claim
-            for blocks in logs.values()
-            for block in blocks
-            for claim in map(parse_claim, logged_claims(block.entries))
-        }
-        closed = {
-            shard: [CLOSING in block.entries for block in blocks] for shard, blocks in logs.items()
-        }
-        found = [*self._check_ledger(claims), *_check_answers(claims, closed, calls)]
-        for shard, closings in closed.items():
-            behind = logs[shard][closings.index(True) + 1 :] if any(closings) else []
-            if any(block.entries for block in behind):
-                found.append(Violation("nothing lies behind a closing", f"claims/{shard}"))
-        return found
+        claims = claims_of(logs)
+        return [*self._check_ledger(claims), *check_plane(logs, claims, calls)]
 
     def _settler(self, shard: int) -> Settler:
         return Settler(
@@ -174,6 +161,29 @@ class DoubleSettleScenario(ClaimsScenario):
     ledger_type = MovesLater
 
 
+def claims_of(logs: Logs) -> dict[int, Claim]:
+    """Return every claim of the logs, by the packet's serial."""
+    return {
+        claim.serial: claim
+        for blocks in logs.values()
+        for block in blocks
+        for claim in map(parse_claim, logged_claims(block.entries))
+    }
+
+
+def check_plane(logs: Logs, claims: Mapping[int, Claim], calls: Sequence[Call]) -> list[Violation]:
+    """What users were told is what the logs say, and a closed log stays closed."""
+    closed = {
+        shard: [CLOSING in block.entries for block in blocks] for shard, blocks in logs.items()
+    }
+    found = _check_answers(claims, closed, calls)
+    for shard, closings in closed.items():
+        behind = logs[shard][closings.index(True) + 1 :] if any(closings) else []
+        if any(block.entries for block in behind):
+            found.append(Violation("nothing lies behind a closing", f"claims/{shard}"))
+    return found
+
+
 def _check_answers(
     claims: Mapping[int, Claim], closed: Mapping[int, Sequence[bool]], calls: Sequence[Call]
 ) -> list[Violation]:
@@ -201,7 +211,7 @@ def _check_answers(
 
 
 @functools.cache
-def _minted() -> tuple[MintedCampaign, Book]:
+def minted_book() -> tuple[MintedCampaign, Book]:
     folder = tempfile.TemporaryDirectory(prefix="hongbao-sim-")
     atexit.register(folder.cleanup)
     minted = tiny_campaign(Path(folder.name))

@@ -5,10 +5,10 @@ Everything follows from the seed: `Simulation(seed, scenario).run()` twice gives
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hongbao.adapters.memory import MemoryStore
 from hongbao.domain.errors import Fenced, Transient
@@ -111,6 +111,14 @@ class Server:
         return await submit_all(owner, operations)
 
 
+class Serving(Protocol):
+    """Is one incarnation of a process that faults strike and that is started again."""
+
+    process: Process
+    host: ShardHost
+    stopping: bool
+
+
 class SimPeers:
     """Carries operations from one server to another."""
 
@@ -151,9 +159,13 @@ class Simulation:
         self._troubled = True
         self.memory = MemoryStore(self.loop.time)
         self.network = Network(self.loop, self.dice)
-        self.network.at_create = self._trouble_at_create
+        self.network.at_create = self.trouble_at
         self.history = History()
-        self._servers: dict[str, Server] = {}
+        self.kinds: dict[str, Callable[[str], Serving]] = {
+            f"server-{index}": partial(Server, self) for index in range(self.size.servers)
+        }
+        """How each process of a name is made anew, in the order in which they start."""
+        self._servers: dict[str, Serving] = {}
         self._readers: dict[int, Process] = {}
         self._processes: list[Process] = []
 
@@ -174,12 +186,13 @@ class Simulation:
     async def peer_answer(
         self, address: str, shard: int, operations: Sequence[bytes]
     ) -> list[Outcome]:
-        server = self._servers[address]
+        server = self._server(address)
         return await _answer(server, server.submit_here(shard, operations))
 
     async def _play(self) -> list[Violation]:
-        for index in range(self.size.servers):
-            self._start_server(f"server-{index}")
+        await self.begin()
+        for name in self.kinds:
+            self._start_server(name)
         for shard in self.scenario.shards:
             self._start_reader(shard)
         people = Process(self.loop, "clients")
@@ -192,11 +205,18 @@ class Simulation:
             return [Violation("everything ends once the faults end", f"{len(late)} clients wait")]
         for client in clients:
             client.result()  # a bug in the simulation itself
+        await self.catch_up()
         for _ in range(40):
             if await self._readers_are_done():
                 break
             await asyncio.sleep(0.25)
         return await self._check()
+
+    async def begin(self) -> None:
+        """Write what must be there before any process starts."""
+
+    async def catch_up(self) -> None:
+        """Wait for what must follow once the faults have ended."""
 
     async def _readers_are_done(self) -> bool:
         """Tell whether every log is read to its end; whatever is missing then stays missing."""
@@ -209,7 +229,7 @@ class Simulation:
     def _start_server(self, name: str) -> None:
         if self.network.closed:
             return
-        server = Server(self, name)
+        server = self.kinds[name](name)
         self._servers[name] = server
         self._processes.append(server.process)
 
@@ -233,7 +253,7 @@ class Simulation:
     async def _try_until_answered(self, call: Call, dice: Dice) -> None:
         while call.result is None:
             call.tries += 1
-            server = self._servers[f"server-{dice.below(self.size.servers)}"]
+            server = self._server(f"server-{dice.below(self.size.servers)}")
             try:
                 call.result = await self.network.call(
                     call.client,
@@ -278,8 +298,11 @@ class Simulation:
                 disturb = self._disturb_network
                 self.dice.choose([self._restart_store, disturb, disturb, self._kill_reader])()
 
-    def _trouble_at_create(self, name: str) -> float:
-        """Strike the process that has just sent a block: between append and reply (F2, F7)."""
+    def trouble_at(self, name: str) -> float:
+        """Strike a process that has just sent a write: between it and its reply (F2, F7).
+
+        Return for how long the write is held up.
+        """
         server = self._servers[name]
         if not self._troubled or not self.dice.happens(self.size.strike_chance):
             return 0.0
@@ -290,24 +313,29 @@ class Simulation:
     def _note(self, text: str) -> None:
         self.history.events.append(f"{self.loop.time():.6f} {text}")
 
-    def _any_server(self) -> Server:
-        return self._servers[f"server-{self.dice.below(self.size.servers)}"]
+    def _server(self, name: str) -> Server:
+        server = self._servers[name]
+        assert isinstance(server, Server)
+        return server
 
-    def _kill(self, server: Server) -> None:
+    def _any_server(self) -> Serving:
+        return self._servers[self.dice.choose(list(self.kinds))]
+
+    def _kill(self, server: Serving) -> None:
         if not server.process.alive:
             return
         self._note(f"kill {server.process.name}")
         server.process.kill()
         self.loop.call_later(self.dice.between(0.01, 2.0), self._start_server, server.process.name)
 
-    def _pause(self, server: Server) -> None:
+    def _pause(self, server: Serving) -> None:
         """Stop a process, often past its lease (F7)."""
         for_s = self.dice.between(0.05, 3 * LEASE_TTL_S)
         self._note(f"pause {server.process.name} {for_s:.3f}")
         server.process.pause()
         self.loop.call_later(for_s, server.process.resume)
 
-    def _stop(self, server: Server) -> None:
+    def _stop(self, server: Serving) -> None:
         """Drain a process and start it again, as a rolling upgrade does."""
         if server.stopping or not server.process.alive:
             return
@@ -316,14 +344,14 @@ class Simulation:
         stopped = server.process.spawn(server.host.stop())
         stopped.add_done_callback(lambda _: self._replace(server))
 
-    def _replace(self, server: Server) -> None:
+    def _replace(self, server: Serving) -> None:
         if self._servers[server.process.name] is server and not self.network.closed:
             server.process.kill()
             self.loop.call_later(
                 self.dice.between(0.01, 0.5), self._start_server, server.process.name
             )
 
-    def _cut_off(self, server: Server) -> None:
+    def _cut_off(self, server: Serving) -> None:
         name = server.process.name
         for_s = self.dice.between(0.1, 3 * LEASE_TTL_S)
         self._note(f"cut off {name} {for_s:.3f}")
@@ -370,11 +398,13 @@ class Simulation:
         for process in self._processes:
             process.resume()
 
+    def log_keys(self) -> list[ShardKey]:
+        return [ShardKey(self.scenario.plane, shard) for shard in self.scenario.shards]
+
     async def _check(self) -> list[Violation]:
         found: list[Violation] = []
         logs = {}
-        for shard in self.scenario.shards:
-            key = ShardKey(self.scenario.plane, shard)
+        for shard, key in zip(self.scenario.shards, self.log_keys(), strict=True):
             logs[shard] = blocks = await read_log(self.memory, key)
             found += check_log(key, blocks)
             found += check_reader(key, blocks, self.history.reads.get(shard, []), complete=True)
