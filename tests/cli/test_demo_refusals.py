@@ -120,7 +120,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
 
 
 @pytest.mark.processes
-@pytest.mark.xdist_group("stores")
+@pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize("held", NAMES)
 def test_a_cluster_of_another_run_keeps_the_folder_from_being_emptied(
     earlier: Earlier, clusters: dict[str, dict[str, Any]], held: str

@@ -37,7 +37,7 @@ from tests.waiting import until
 
 EPOCH = 2
 
-pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("faults")]
 
 
 def test_nothing_is_opened_behind_refunds_by_a_process_that_was_paused() -> None:

@@ -27,7 +27,7 @@ SLOW_S = 3.0
 RESUMED_S_MAX = 4.0
 CALM_S = 1.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("faults")]
 
 
 class Faults:

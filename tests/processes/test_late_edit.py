@@ -31,7 +31,7 @@ from tests.stalls import Stalls, undisturbed
 LATE = 3  # index of the late sponsor
 PACKETS, FEN = 600, 1_500_00
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
 
 def write_edit(folder: Path, plot: Plot) -> Path:

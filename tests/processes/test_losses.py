@@ -46,7 +46,7 @@ DENIED_OPENS = 5
 RIVALS = (5_000_001, 5_000_002)
 LOST_ZONE, LOST_POD, OTHER_POD = "b", 2, 1
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("faults")]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ CALL_MAX = 3
 CLIENTS = 6
 RIVAL_SHARE, AGAIN_SHARE = 0.2, 0.2
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("faults")]
 
 
 @dataclass

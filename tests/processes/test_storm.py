@@ -22,7 +22,7 @@ WINDOW_PACKETS = 2 * 2048  # AccessLimits: reserve_files × reserve_records
 KILLS = {"access": 4, "redeem": 3, "settle": 5}
 PAUSED = "redeem-b-0"
 
-pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.xdist_group("faults")]
 
 
 async def storm(stage: Stage) -> None:

@@ -33,7 +33,7 @@ SHAKES = 400
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("processes"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(
         find_embedding().library is None,
         reason=f"JSON needs Python inside Envoy: {find_embedding().reason}",

@@ -30,7 +30,7 @@ TTLS_S = (8.0, 24.0)
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.xdist_group("etcd-faults"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not())),
 ]
 

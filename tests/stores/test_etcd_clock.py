@@ -45,7 +45,7 @@ class Jump:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("etcd-faults"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not())),
 ]
 

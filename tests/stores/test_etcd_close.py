@@ -105,7 +105,7 @@ async def test_a_caller_that_was_cancelled_itself_stays_cancelled(silent: EtcdSe
 
 
 @pytest.mark.processes
-@pytest.mark.xdist_group("etcd-faults")
+@pytest.mark.xdist_group("faults")
 @pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
 async def test_an_established_watch_ends_with_the_connections(
     tmp_path: Path, stalls: Stalls

@@ -21,7 +21,7 @@ ASKED = FAILURES_TOLD + 2  # some 4 s of pauses between them
 
 
 @pytest.mark.processes
-@pytest.mark.xdist_group("etcd-faults")
+@pytest.mark.xdist_group("faults")
 @pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
 async def test_a_gap_that_cannot_be_read_is_asked_for_more_and_more_seldom_and_told(
     tmp_path: Path,

@@ -23,7 +23,7 @@ REFUSED = grpc.StatusCode.FAILED_PRECONDITION, "not now"
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.xdist_group("etcd-faults"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not())),
 ]
 

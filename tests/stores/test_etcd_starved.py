@@ -105,7 +105,7 @@ async def test_a_quiet_watch_that_is_served_stays_where_it_is(
 
 
 @pytest.mark.processes
-@pytest.mark.xdist_group("etcd-faults")
+@pytest.mark.xdist_group("faults")
 @pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
 @pytest.mark.usefixtures("impatient")
 async def test_etcd_says_of_a_quiet_watch_that_it_is_served(

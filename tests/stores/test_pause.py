@@ -27,7 +27,7 @@ from tests.stores.history import Recorded, Recorder, check_history
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("stores"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
 

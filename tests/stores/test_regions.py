@@ -34,7 +34,7 @@ _namespaces = map(bytes, ([letter] for letter in itertools.count(ord("a"))))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("stores"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
 

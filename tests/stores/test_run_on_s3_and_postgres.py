@@ -34,7 +34,7 @@ reason = s3.why_not() or postgres.why_not()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("processes"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(reason is not None, reason=str(reason)),
 ]
 

@@ -42,7 +42,7 @@ WRITES_PER_S_MAX = 3.0  # of each of two processes: a quota a second, leases, ac
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("stores"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
 

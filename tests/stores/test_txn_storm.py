@@ -35,7 +35,7 @@ pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.processes,
-    pytest.mark.xdist_group("stores"),
+    pytest.mark.xdist_group("faults"),
     pytest.mark.skipif(binaries.why_not() is not None, reason=binaries.why_not() or ""),
 ]
 
