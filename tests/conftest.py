@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.servers.tikv import heal_all, told_as_deaths
 from tests.stalls import Stalls
 
 SEED_VARIABLE = "HONGBAO_SEED"
@@ -33,6 +34,21 @@ def stalls() -> Iterator[Stalls]:
     """Give the record of when this process, and so the machine, stood still."""
     with Stalls() as recorded:
         yield recorded
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup() -> Iterator[None]:
+    """Begin each test with whole clusters: one that lost a store unseen may lose no second one."""
+    heal_all()
+    with told_as_deaths():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Run a test again that a server failed which died of itself."""
+    with told_as_deaths():
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -80,8 +80,6 @@ async def tikv_contract(
     if kind == "txn":
         pytest.importorskip("tikv_client", reason="the extra tikv-txn is not installed")
     cluster = request.getfixturevalue({"1": "tikv_one", "3": "tikv_three"}[stores])
-    if cluster is not None:
-        await asyncio.to_thread(cluster.heal)
     made = TikvContract(kind, cluster, given, request.getfixturevalue("stalls"))
     yield made
     await made.close()

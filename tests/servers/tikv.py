@@ -11,12 +11,14 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
-from contextlib import suppress
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
+import pytest
 from tikv import RawClient
 from tikv._backoff import Backoff
 
@@ -73,6 +75,32 @@ class ServerDied(Exception):
     """Says that a server ended that nobody killed."""
 
 
+FAILURES = (Exception, pytest.fail.Exception)
+"""What a test fails by; the second is no Exception."""
+
+_living: "weakref.WeakSet[TikvCluster]" = weakref.WeakSet()
+
+
+def heal_all() -> None:
+    """Heal each cluster of this process."""
+    for cluster in list(_living):
+        cluster.heal()
+
+
+@contextmanager
+def told_as_deaths() -> Iterator[None]:
+    """Tell a failure beside a server that died as its death, behind which a test is run again.
+
+    With another store down as well the quorum is gone, and no call can tell why it failed.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        for cluster in list(_living):
+            cluster.tell_death(error)
+        raise
+
+
 class TikvCluster:
     """Is a running cluster; `with TikvCluster(folder, stores=3) as cluster:`."""
 
@@ -91,12 +119,18 @@ class TikvCluster:
         except BaseException:
             self.stop()
             raise
+        _living.add(self)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        try:
+            if isinstance(error, FAILURES):
+                self.tell_death(error)
+        finally:
+            _living.discard(self)
+            self.stop()
 
     @property
     def pd_endpoints(self) -> list[str]:
@@ -151,13 +185,29 @@ class TikvCluster:
 
     def stop(self) -> None:
         """Kill everything that runs."""
-        for process in [*self._processes, self._pd]:
+        for process in self._servers():
             if process is not None:
                 kill(process)
         self._processes, self._pd = [None] * self.stores, None
 
+    def died_unseen(self) -> bool:
+        """Tell whether a server ended that nobody had killed, and nobody has noticed yet."""
+        return any(one is not None and one.poll() is not None for one in self._servers())
+
+    def tell_death(self, error: BaseException) -> None:
+        """Raise ServerDied from a failure beside a server that died unseen; `heal` starts anew."""
+        if self.died_unseen():
+            self._broken = True
+            raise ServerDied(f"seen when a test failed; logs are in {self.folder}") from error
+
     def heal(self) -> None:
-        """Begin from nothing where a server ended for good that nobody had killed."""
+        """Start again what ended though nobody had killed it, from nothing if that fails."""
+        if not self._broken and self.died_unseen():
+            try:
+                self._revive("between tests")
+                self.wait_replicated()
+            except (ServerDied, TimeoutError):
+                self._broken = True
         if self._broken:
             self._clear()
             self._start_afresh()
@@ -206,6 +256,9 @@ class TikvCluster:
         """Wait until every region has all its replicas."""
         self._wait(f"{min(self.stores, 3)} replicas of every region", self._replicated, limit_s)
 
+    def _servers(self) -> list[subprocess.Popen[bytes] | None]:
+        return [*self._processes, self._pd]
+
     def _store(self, index: int) -> subprocess.Popen[bytes]:
         process = self._processes[index]
         assert process is not None
@@ -222,7 +275,10 @@ class TikvCluster:
                 return self._start(ready_s_max)
             except (ServerDied, TimeoutError):
                 self._clear()
-        return self._start(READY_S_MAX)
+        try:
+            self._start(READY_S_MAX)
+        except TimeoutError as error:
+            raise ServerDied("the third start did not end, as the two before it") from error
 
     def _clear(self) -> None:
         self.stop()

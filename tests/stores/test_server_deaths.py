@@ -1,4 +1,4 @@
-"""Facts about what a test run that is killed -9 leaves behind: no store server."""
+"""What a killed test run leaves behind (no server), and a killed server (no failed test)."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ import pytest
 
 from tests import postgres
 from tests.servers import binaries, s3
+from tests.servers.tikv import ServerDied, TikvCluster
 
 ROOT = Path(__file__).parents[2]
 GONE_S_MAX = 60.0
@@ -35,6 +36,25 @@ from tests.servers.etcd import EtcdCluster
 with EtcdCluster(pathlib.Path(sys.argv[1])) as cluster:
     print(sys.argv[1], cluster._processes[0].pid, flush=True)
     input()
+"""
+RERUN = """
+import pytest
+from tests.servers.tikv import TikvCluster
+
+runs = []
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with TikvCluster(tmp_path_factory.mktemp("tikv")) as made:
+        yield made
+
+async def test_fails_once(cluster):
+    runs.append(1)
+    assert not cluster.died_unseen()
+    if len(runs) == 1:
+        cluster._store(0).kill()
+        cluster._store(0).wait()
+        assert False
 """
 
 pytestmark = [
@@ -82,3 +102,40 @@ def family_of(pid: int) -> list[int]:
     """Return a process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [pid, *map(int, children.split())]
+
+
+needs_tikv = pytest.mark.skipif(binaries.why_not() is not None, reason=str(binaries.why_not()))
+
+
+@needs_tikv
+def test_a_store_that_died_unseen_is_there_again_for_the_next_test(tmp_path: Path) -> None:
+    with TikvCluster(tmp_path / "tikv") as cluster:
+        died = cluster._store(0)
+        died.kill()
+        died.wait()
+        assert cluster.died_unseen()
+        cluster.heal()
+        assert not cluster.died_unseen()
+        assert cluster._store(0).pid != died.pid
+
+
+@needs_tikv
+def test_a_failure_beside_a_store_that_died_unseen_is_told_as_its_death(tmp_path: Path) -> None:
+    def fail() -> None:
+        with TikvCluster(tmp_path / "tikv") as cluster:
+            cluster._store(0).kill()
+            cluster._store(0).wait()
+            pytest.fail("no call was answered")
+
+    with pytest.raises(ServerDied):
+        fail()
+
+
+@needs_tikv
+def test_a_test_that_fails_beside_a_store_that_died_unseen_is_run_again(tmp_path: Path) -> None:
+    """The cluster that it shares with others is whole again by then."""
+    (tmp_path / "test_it.py").write_text(RERUN)
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", "pyproject.toml"]
+    command += [f"--rootdir={ROOT}", f"--basetemp={tmp_path}/base", f"{tmp_path}/test_it.py"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "1 passed, 1 rerun" in ran.stdout, ran.stdout
