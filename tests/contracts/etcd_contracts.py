@@ -35,6 +35,7 @@ class EtcdContract(Contract):
 
     def __init__(self, settings: EtcdSettings, prefix: str, cluster: EtcdCluster | None) -> None:
         super().__init__(EtcdCoordination(settings), prefix)
+        self.gives_early = len(settings.endpoints) > 1
         self._cluster = cluster
 
     async def restart(self) -> None:

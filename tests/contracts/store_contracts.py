@@ -42,6 +42,8 @@ class Contract:
 
     ttl_s = 0.2
     """The shortest lease that it grants."""
+    gives_early = False
+    """Whether a lease may go to another early: where etcd's leader starved (docs/stores.md)."""
 
     def __init__(self, store: Any, prefix: str) -> None:
         self.store = store

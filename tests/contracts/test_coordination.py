@@ -2,17 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 
 import pytest
-from hongbao.domain.errors import Exhausted, Rejected
+from hongbao.domain.errors import Exhausted, Rejected, Transient
 from hongbao.shards.block import ShardKey
 from hongbao.shards.ports import VALUE_BYTES_MAX, Lease, Versioned
 from hongbao.shards.ranges import FIRST_NUMBER, take_range
 
 from tests.contracts.conftest import EMBEDDED, embedded_contract
 from tests.contracts.etcd_contracts import ETCD, make_contract, start_cluster
+from tests.contracts.races import RACES_MAX, raced
 from tests.contracts.store_contracts import Contract
 from tests.servers.etcd import EtcdCluster
 from tests.waiting import LIMIT_S
@@ -76,9 +77,11 @@ async def take_until(contract: Contract, end: Versioned, *, after: int) -> list[
     return seen
 
 
-async def acquire(contract: Contract, holder: str, *, ttl_s: float = 30.0) -> Lease | None:
+async def acquire(
+    contract: Contract, holder: str, *, ttl_s: float = 30.0, name: str = "claims/1"
+) -> Lease | None:
     lease: Lease | None = await contract.store.acquire(
-        contract.fact("claims/1"), holder, ttl_s=ttl_s, value=b"at " + holder.encode()
+        contract.fact(name), holder, ttl_s=ttl_s, value=b"at " + holder.encode()
     )
     return lease
 
@@ -89,9 +92,10 @@ async def acquire_later(
     """Take a lease once it is free, which takes `behind_s` and what events need."""
     give_up_s = now_s() + LIMIT_S + behind_s
     while now_s() < give_up_s:
-        lease = await acquire(contract, holder, ttl_s=ttl_s)
-        if lease is not None:
-            return lease
+        with suppress(Transient):  # who is in doubt asks again, as an owner does
+            lease = await acquire(contract, holder, ttl_s=ttl_s)
+            if lease is not None:
+                return lease
         await asyncio.sleep(0.02)
     raise AssertionError("the lease was never free")
 
@@ -104,7 +108,7 @@ async def is_held(contract: Contract, *, since_s: float, ttl_s: float) -> bool:
     """
     stranger = await acquire(contract, "stranger", ttl_s=contract.ttl_s)
     if stranger is not None:
-        assert now_s() - since_s >= ttl_s, "two held one lease"
+        assert contract.gives_early or now_s() - since_s >= ttl_s, "two held one lease"
         await contract.store.release(stranger)
     return stranger is None
 
@@ -141,11 +145,12 @@ async def test_compare_and_put_writes_only_at_the_expected_revision(contract: Co
 
 async def test_no_update_is_lost_when_many_compare_and_put(contract: Contract) -> None:
     key = contract.fact("counter")
+    await contract.store.put(key, b"0")  # of racing creations a slow etcd cannot tell
 
     async def add(times: int) -> None:
         while times:
             current = await contract.store.read(key)
-            value = b"%d" % (int(current.value or b"0") + 1)
+            value = b"%d" % (int(current.value) + 1)
             if await contract.store.compare_and_put(key, value, revision=current.revision):
                 times -= 1
 
@@ -154,21 +159,31 @@ async def test_no_update_is_lost_when_many_compare_and_put(contract: Contract) -
 
 
 async def test_of_racing_creators_one_wins_and_the_others_know(contract: Contract) -> None:
-    key = contract.fact("a")
-    creators = (contract.store.compare_and_put(key, b"%d" % n, revision=0) for n in range(8))
-    written = [fact for fact in await asyncio.gather(*creators) if fact is not None]
-    assert written == [await contract.store.read(key)]
+    for race in range(RACES_MAX):
+        key = contract.fact(f"a/{race}")
+        written, in_doubt = await raced(
+            [contract.store.compare_and_put(key, b"%d" % n, revision=0) for n in range(8)]
+        )
+        there = await contract.store.read(key)
+        assert written == [there] or (in_doubt and not written)
+        if not in_doubt:
+            return
+    raise AssertionError("somebody was in doubt in each race")
 
 
 async def test_racing_takers_of_a_sequence_get_ranges_that_never_meet(contract: Contract) -> None:
     shard = ShardKey(contract.fact("streams"), 1)
 
+    first = await take_range(contract.store, shard, count=10)  # who races to create it may skip
+
     async def take_some() -> list[range]:
         return [await take_range(contract.store, shard, count=10) for _ in range(5)]
 
     taken = [one for some in await asyncio.gather(*(take_some() for _ in range(4))) for one in some]
-    starts = range(FIRST_NUMBER, FIRST_NUMBER + 200, 10)
-    assert sorted(taken, key=lambda one: one.start) == [range(one, one + 10) for one in starts]
+    starts = range(FIRST_NUMBER, FIRST_NUMBER + 210, 10)
+    assert sorted([first, *taken], key=lambda one: one.start) == [
+        range(one, one + 10) for one in starts
+    ]
 
 
 async def test_after_a_restart_a_sequence_goes_on_above_its_last_range(contract: Contract) -> None:
@@ -179,7 +194,7 @@ async def test_after_a_restart_a_sequence_goes_on_above_its_last_range(contract:
 
 
 async def test_of_many_puts_to_one_key_each_is_a_change_of_its_own(contract: Contract) -> None:
-    start = await contract.store.put(contract.fact("start"), b"0")
+    start = await contract.store.put(contract.fact("a"), b"first")
     puts = (contract.store.put(contract.fact("a"), b"%d" % number) for number in range(8))
     written = sorted(await asyncio.gather(*puts), key=lambda fact: fact.revision)
     assert await take(contract, 8, after=start.revision) == written
@@ -321,11 +336,18 @@ async def test_a_watch_sees_only_its_prefix(contract: Contract) -> None:
 
 
 async def test_a_lease_is_held_by_one(contract: Contract) -> None:
-    granted = await asyncio.gather(*(acquire(contract, f"p{number}") for number in range(8)))
-    held = [lease for lease in granted if lease is not None]
-    assert len(held) == 1
-    fact = await contract.store.read(f"lease/{contract.fact('claims/1')}")
-    assert fact.value == b"at " + held[0].holder.encode()
+    for race in range(RACES_MAX):
+        name = f"claims/{race}"
+        held, in_doubt = await raced(
+            [acquire(contract, f"p{number}", name=name) for number in range(8)]
+        )
+        fact = await contract.store.read(f"lease/{contract.fact(name)}")
+        assert [fact.value] == [b"at " + one.holder.encode() for one in held] or (
+            in_doubt and not held
+        )
+        if not in_doubt:
+            return
+    raise AssertionError("somebody was in doubt in each race")
 
 
 async def test_a_released_lease_is_free_at_once_and_its_value_gone(contract: Contract) -> None:
@@ -398,7 +420,8 @@ async def renew_for_long(contract: Contract, ttl_s: float) -> bool:
         await asyncio.sleep(ttl_s / 3)
         again_s = now_s()
         if not await contract.store.renew(lease):
-            assert now_s() - asked_s >= ttl_s, "a renewal in time was refused"
+            early = contract.gives_early
+            assert early or now_s() - asked_s >= ttl_s, "a renewal in time was refused"
             return False
         asked_s = again_s
     return await is_held(contract, since_s=asked_s, ttl_s=ttl_s)
@@ -454,8 +477,8 @@ async def test_after_a_restart_a_lease_gets_its_full_ttl_and_epochs_still_rise(
             second = await acquire_later(contract, "p2", behind_s=ttl_s)
             assert second.epoch > first.epoch
             return
-        assert now_s() - restarts_s >= ttl_s, "the holder lost its lease"
-    raise AssertionError("no restart was over within a TTL")
+        assert contract.gives_early or now_s() - restarts_s >= ttl_s, "the holder lost its lease"
+    raise AssertionError("no restart was over within a TTL, or the lease was lost each time")
 
 
 @pytest.mark.parametrize("ttl_s", [0.0, -1.0, 1e9, float("nan")])
