@@ -106,11 +106,14 @@ class EtcdCluster:
 
     def compact(self) -> int:
         """Drop all history before the newest revision, and return that."""
-        index = self.leader()
-        reply = self._call(index, "KV/Range", pb.RangeRequest(key=b"\0"), pb.RangeResponse)
-        revision = int(reply.header.revision)
+        found = self._repeat("KV/Range", pb.RangeRequest(key=b"\0"), pb.RangeResponse)
+        revision = int(found.header.revision)
         request = pb.CompactionRequest(revision=revision, physical=True)
-        self._call(index, "KV/Compact", request, pb.CompactionResponse)
+        try:
+            self._repeat("KV/Compact", request, pb.CompactionResponse)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.OUT_OF_RANGE:  # else an earlier try did it
+                raise
         return revision
 
     def wait_until_serving(self) -> None:
@@ -179,6 +182,21 @@ class EtcdCluster:
         except grpc.RpcError:
             return None
         return reply
+
+    def _repeat(self, method: str, request: Any, reply: Any) -> Any:
+        """Call the leader; again, whoever leads then, where a stall or an election took the time.
+
+        Raises what etcd refused.
+        """
+        ends_s = time.monotonic() + START_S_MAX
+        while True:
+            try:
+                return self._call(self.leader(), method, request, reply)
+            except grpc.RpcError as error:
+                refused = error.code() is grpc.StatusCode.OUT_OF_RANGE
+                if refused or time.monotonic() > ends_s:
+                    raise
+            time.sleep(PAUSE_S)
 
     def _call(self, index: int, method: str, request: Any, reply: Any) -> Any:
         with self._channel(index) as channel:
