@@ -1,5 +1,6 @@
 """Starts store servers that never outlive us, on ports that stay theirs while they are down."""
 
+import os
 import secrets
 import shutil
 import signal
@@ -10,8 +11,13 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-PORTS = range(12_000, 32_000)
-"""Below those that the kernel lends to callers: a server that restarts finds its port free."""
+WORKERS_MAX = 4
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS_MAX
+PORTS = range(12_000 + WORKER, 32_000, WORKERS_MAX)
+"""Below those that the kernel lends to callers: a server that restarts finds its port free.
+
+No other worker of a test run picks from them what we have picked, while nothing listens there.
+"""
 STOP_S_MAX = 60.0
 
 # The kernel kills a child when the thread that started it ends, so one thread that lives as long
