@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import grpc
 import pytest
-from tikv import RawClient
+from tikv import RawClient, TiKVError
 from tikv._backoff import Backoff
 
 from tests.servers import binaries
@@ -33,6 +33,8 @@ REVIVED_MAX = 3
 STARTS_S_MAX = (30.0, 45.0)
 """What replicas may take in the first starts, some 4 s on an idle machine; then READY_S_MAX."""
 POLL_S = 0.05
+ASK_AGAIN_S = 1.0
+"""What an election or a stall took from us is asked for again after this long."""
 CALL_S_MAX = 20.0
 SPACE_BYTES = 1 << 40
 KEYSPACE_RULE = "/config/region-label/rule/keyspaces%2F0"
@@ -223,16 +225,28 @@ class TikvCluster:
         }
 
     def leader_of(self, key: bytes) -> int:
-        """Return which store (by index) leads the region of a key."""
-        return self.region_leaders()[self._region(key).id]
+        """Return which store (by index) leads the region of a key, as soon as one does."""
+        found: list[int] = []
+
+        def is_led() -> bool:
+            found.append(self.region_leaders()[self._region(key).id])
+            return True
+
+        self._wait(f"a leader of the region of {key!r}", is_led)
+        return found[0]
 
     def transfer_leader(self, key: bytes, index: int) -> None:
         """Make a store the leader of the region of a key, and wait until it is."""
-        region, store = self._region(key).id, self._ids()[index]
-        wanted = {"name": "transfer-leader", "region_id": region, "to_store_id": store}
-        self._call("/operators", "POST", json.dumps(wanted).encode())
-        self._wait(
+        region = self._region(key).id
+
+        def ask() -> None:
+            store = self._ids()[index]
+            wanted = {"name": "transfer-leader", "region_id": region, "to_store_id": store}
+            self._call("/operators", "POST", json.dumps(wanted).encode())
+
+        self._wait_for_asked(
             f"leader {index} of region {region}",
+            ask,
             lambda: self.region_leaders().get(region) == index,
         )
 
@@ -243,14 +257,12 @@ class TikvCluster:
         stored key themselves.
         """
         assert len(key) <= 8, "the test store cannot split there"
-        region = self._region(key)
-        with RawClient(self.pd_endpoints) as client:
-            address = client._pd.store_address(region.leader.store_id, Backoff(CALL_S_MAX))
-        with grpc.insecure_channel(address) as channel:
-            context = region.context().SerializeToString()
-            call = channel.unary_unary("/tikvpb.Tikv/SplitRegion")
-            call(field(1, context) + field(3, key), timeout=CALL_S_MAX)
-        self._wait(f"a region from {key!r} on", lambda: self._region(key).id != region.id)
+        whole = self._region(key).id
+        self._wait_for_asked(
+            f"a region from {key!r} on",
+            lambda: self._ask_to_split(key),
+            lambda: self._region(key).id != whole,
+        )
 
     def wait_replicated(self, limit_s: float = READY_S_MAX) -> None:
         """Wait until every region has all its replicas."""
@@ -309,6 +321,18 @@ class TikvCluster:
     def _region(self, key: bytes) -> Any:
         with RawClient(self.pd_endpoints) as client:
             return client._pd.region(key, Backoff(CALL_S_MAX))
+
+    def _ask_to_split(self, key: bytes) -> None:
+        """Ask who leads a region, if anyone does; one who no longer does says so in the reply."""
+        region = self._region(key)
+        if region.leader is None:
+            return
+        with RawClient(self.pd_endpoints) as client:
+            address = client._pd.store_address(region.leader.store_id, Backoff(CALL_S_MAX))
+        with grpc.insecure_channel(address) as channel:
+            context = region.context().SerializeToString()
+            call = channel.unary_unary("/tikvpb.Tikv/SplitRegion")
+            call(field(1, context) + field(3, key), timeout=CALL_S_MAX)
 
     def _serves(self, index: int) -> bool:
         with socket.create_connection(("127.0.0.1", self._ports[index]), CALL_S_MAX):
@@ -381,7 +405,24 @@ class TikvCluster:
             try:
                 if is_so():
                     return
-            except (OSError, KeyError):  # PD does not serve yet
+            except (OSError, KeyError, TiKVError, grpc.RpcError):  # a server does not serve yet
                 pass
             time.sleep(POLL_S)
         raise TimeoutError(f"{what}: not within {limit_s} s; logs are in {self.folder}")
+
+    def _wait_for_asked(
+        self, what: str, ask: Callable[[], None], is_so: Callable[[], bool]
+    ) -> None:
+        """Wait until it is so, and ask for it again and again."""
+        ask_s = 0.0
+
+        def is_so_once_asked() -> bool:
+            nonlocal ask_s
+            if is_so():
+                return True
+            if time.monotonic() >= ask_s:
+                ask_s = time.monotonic() + ASK_AGAIN_S
+                ask()
+            return False
+
+        self._wait(what, is_so_once_asked)
