@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from hongbao.adapters.tikv import TikvStore
 from hongbao.domain.errors import Ambiguous
 
+from tests.contracts.patient import Patient
 from tests.contracts.tikv_contracts import NOT_OURS, RAW, TikvContract, tikv_contract
 from tests.servers.proxy import Proxy, running_proxy
+from tests.stalls import Stalls
 from tests.waiting import LIMIT_S, until
 
 
@@ -28,10 +29,10 @@ async def proxy(contract: TikvContract) -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 async def far(
-    contract: TikvContract, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[TikvStore]:
+    contract: TikvContract, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, stalls: Stalls
+) -> AsyncIterator[Patient]:
     """Give a client whose connections, open already, go through the proxy."""
-    store: TikvStore = contract.connect()
+    store = Patient(contract.connect(), stalls)
     with proxy.used(monkeypatch):
         assert await store.create(b"warm", b"2") is False
         yield store
@@ -39,10 +40,10 @@ async def far(
 
 
 async def test_a_create_whose_reply_is_lost_is_ambiguous_and_there(
-    contract: TikvContract, proxy: Proxy, far: TikvStore
+    contract: TikvContract, proxy: Proxy, far: Patient
 ) -> None:
     proxy.replies.clear()
-    creating = asyncio.create_task(far.create(b"a", b"ours"))
+    creating = asyncio.create_task(far.bare.create(b"a", b"ours"))
     await _wait_until_there(contract, b"a")
     proxy.cut()
     with pytest.raises(Ambiguous):
@@ -52,10 +53,10 @@ async def test_a_create_whose_reply_is_lost_is_ambiguous_and_there(
 
 
 async def test_a_create_whose_request_is_lost_is_ambiguous_and_absent(
-    contract: TikvContract, proxy: Proxy, far: TikvStore
+    contract: TikvContract, proxy: Proxy, far: Patient
 ) -> None:
     proxy.requests.clear()
-    creating = asyncio.create_task(far.create(b"a", b"ours"))
+    creating = asyncio.create_task(far.bare.create(b"a", b"ours"))
     await proxy.wait_held()
     proxy.cut()
     with pytest.raises(Ambiguous):
@@ -65,7 +66,7 @@ async def test_a_create_whose_request_is_lost_is_ambiguous_and_absent(
 
 
 async def test_a_slow_writer_that_wakes_after_another_created_the_key_changes_nothing(
-    contract: TikvContract, proxy: Proxy, far: TikvStore
+    contract: TikvContract, proxy: Proxy, far: Patient
 ) -> None:
     """F7: its request is under way while another creates."""
     proxy.requests.clear()
@@ -78,7 +79,7 @@ async def test_a_slow_writer_that_wakes_after_another_created_the_key_changes_no
 
 
 async def test_a_lost_reply_about_a_key_that_another_has_is_no_riddle(
-    contract: TikvContract, proxy: Proxy, far: TikvStore
+    contract: TikvContract, proxy: Proxy, far: Patient
 ) -> None:
     """Keys are never overwritten, so the read-back tells that ours was not written."""
     assert await contract.store.create(b"a", b"other") is True
@@ -91,7 +92,7 @@ async def test_a_lost_reply_about_a_key_that_another_has_is_no_riddle(
 
 @pytest.mark.parametrize("contract", RAW[1:], indirect=True)
 async def test_a_put_waits_for_what_comes_before_it_in_another_region(
-    contract: TikvContract, proxy: Proxy, far: TikvStore
+    contract: TikvContract, proxy: Proxy, far: Patient
 ) -> None:
     """F11: the applied marker must not overtake what it speaks of, though its store answers."""
     if contract.cluster is None:

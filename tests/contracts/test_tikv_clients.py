@@ -18,6 +18,7 @@ from tikv._async._client import SCAN_PAGE_SIZE
 from tikv._proto import metapb_pb2
 from tikv._region import Region
 
+from tests.contracts.patient import Patient
 from tests.contracts.tikv_contracts import NOT_OURS, RAW, TIKV, TXN, TikvContract, tikv_contract
 from tests.servers.certificates import Certificates, make_certificates
 from tests.servers.proxy import running_proxy
@@ -85,14 +86,16 @@ async def test_no_call_waits_for_ever_for_a_cluster_that_is_gone(
     await gone.close()
 
 
-async def test_a_dead_endpoint_does_no_harm(contract: TikvContract) -> None:
-    store = contract.connect(pd=[f"127.0.0.1:{free_port()}", *contract.pd])
+async def test_a_dead_endpoint_does_no_harm(contract: TikvContract, stalls: Stalls) -> None:
+    store = Patient(contract.connect(pd=[f"127.0.0.1:{free_port()}", *contract.pd]), stalls)
     assert await store.create(b"a", b"x") is True
     await store.close()
 
 
-async def test_namespaces_of_one_cluster_do_not_meet(contract: TikvContract) -> None:
-    other = contract.connect(within=b"/other/")
+async def test_namespaces_of_one_cluster_do_not_meet(
+    contract: TikvContract, stalls: Stalls
+) -> None:
+    other = Patient(contract.connect(within=b"/other/"), stalls)
     assert await contract.store.create(b"a", b"1") is True
     assert await other.create(b"a", b"2") is True
     assert await contract.store.get(b"a") == b"1"
@@ -102,12 +105,12 @@ async def test_namespaces_of_one_cluster_do_not_meet(contract: TikvContract) -> 
 
 @pytest.mark.parametrize("contract", RAW[:1], indirect=True)
 async def test_a_client_that_is_closed_under_a_call_says_that_nobody_knows(
-    contract: TikvContract, monkeypatch: pytest.MonkeyPatch
+    contract: TikvContract, monkeypatch: pytest.MonkeyPatch, stalls: Stalls
 ) -> None:
     async with running_proxy() as proxy:
         with proxy.used(monkeypatch):
             store = contract.connect()
-            await store.get(b"warm")
+            await Patient(store, stalls).get(b"warm")
         proxy.requests.clear()
         creating = asyncio.create_task(store.create(b"a", b"x"))
         await proxy.wait_held()
@@ -158,6 +161,7 @@ async def test_pd_and_stores_are_reached_by_tls_with_a_client_certificate(
     certificates: Certificates,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    stalls: Stalls,
 ) -> None:
     """The test servers have no TLS: the proxy on the way to each of them has."""
     if contract.tls is not None:
@@ -171,10 +175,11 @@ async def test_pd_and_stores_are_reached_by_tls_with_a_client_certificate(
     }
     async with running_proxy(server_side(certificates)) as proxy:
         with proxy.used(monkeypatch):
-            store = TikvStore(contract.pd, namespace=contract.namespace, tls=good)
-            assert await store.create(b"a", b"x") is True
-            assert await store.scan(b"", b"z", 10) == [(b"a", b"x")]
-            await store.close()
+            trusted = TikvStore(contract.pd, namespace=contract.namespace, tls=good)
+            patient = Patient(trusted, stalls)
+            assert await patient.create(b"a", b"x") is True
+            assert await patient.scan(b"", b"z", 10) == [(b"a", b"x")]
+            await patient.close()
             for tls in bad.values():
                 store = TikvStore(contract.pd, namespace=contract.namespace, tls=tls)
                 with pytest.raises(Transient):

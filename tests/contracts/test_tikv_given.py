@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hongbao.adapters.tikv_txn import PUT_KEYS_MAX
 
+from tests.contracts.patient import Patient
 from tests.contracts.tikv_contracts import (
     GIVEN_PARTS,
     PD_VARIABLE,
@@ -57,7 +58,7 @@ async def test_nothing_of_a_test_stays_in_a_cluster_that_was_given(
         environ.setenv(PD_VARIABLE, ",".join(cluster.pd_endpoints))
         environ.setenv("HONGBAO_TEST_TIKV_API", kind)
         contract = TikvContract(kind, None, given_settings(), stalls)
-        everything = STORES[kind](cluster.pd_endpoints)
+        everything = Patient(STORES[kind](cluster.pd_endpoints), stalls)
         await everything.put_many([(b"hongbao-test", b"theirs"), (b"hongbao-tests", b"theirs")])
         keys = [contract.key(f"{number:05d}") for number in range(2 * PUT_KEYS_MAX + 1)]
         await contract.store.put_many([(key, b"ours") for key in keys])
