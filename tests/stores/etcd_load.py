@@ -148,10 +148,14 @@ class Load:
         from_s = until_s = time.monotonic()
         ends_s = from_s + self._dice.between(1.0, 6.0)
         keeping = asyncio.create_task(held.keep())
-        while held.valid() and until_s < ends_s and self._writing:
-            until_s = time.monotonic()
+        while until_s < ends_s and self._writing:
+            now_s = time.monotonic()  # before it is asked: a stall behind the answer is no tenure
+            if not held.valid():
+                break
+            until_s = now_s
             await asyncio.sleep(0.01)
-        self.history.tenures.append(Tenure(holder, held.lease.epoch, from_s, until_s))
+        if until_s > from_s:  # else it was granted so late that it had run out
+            self.history.tenures.append(Tenure(holder, held.lease.epoch, from_s, until_s))
         keeping.cancel()
         await held.release()
 
