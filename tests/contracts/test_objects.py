@@ -19,7 +19,7 @@ from hongbao.domain.objects import ObjectStore
 from tests.servers import s3
 
 RACERS = 16
-LARGE_BYTES = 200 << 20
+LARGE_BYTES = 128 << 20
 SPARE_BYTES = 100 << 20
 """Memory that a large object may take: stacks of threads and buffers, never the object."""
 
@@ -145,7 +145,8 @@ async def test_names_are_sorted_and_below_whole_segments(home: Home) -> None:
 
 async def test_all_names_are_told_when_they_fill_more_than_one_page(home: Home) -> None:
     store = home.open()
-    names = [f"many/{number:04}" for number in range(1_100)]  # S3 lists 1,000 at a time
+    count = 1_100 if "://" in home.url else 50  # S3 lists 1,000 at a time, a folder has no pages
+    names = [f"many/{number:04}" for number in range(count)]
     for start in range(0, len(names), 50):
         await asyncio.gather(*(store.put_new(name, b"") for name in names[start : start + 50]))
     assert await store.names("many") == names
