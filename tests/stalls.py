@@ -92,9 +92,9 @@ def undisturbed(
     A story in which things break at set times tells nothing when all of them passed in a stall. The
     last one is judged however it went, and one that failed without a stall fails at once. `late`
     tells that a time which was promised was not kept: one process may starve on a busy machine, so
-    that only a story which is late each time says something.
+    the first story is forgiven that.
     """
-    for _ in range(STORIES_MAX - 1):
+    for number in range(STORIES_MAX - 1):
         began_s = time.monotonic()
         with ExitStack() as stack:
             try:
@@ -103,7 +103,7 @@ def undisturbed(
                 if not stalls.stood_still(began_s, time.monotonic()):
                     raise
                 continue
-            if not stalls.stood_still(began_s, time.monotonic()) and not late(left):
+            if not stalls.stood_still(began_s, time.monotonic()) and (number or not late(left)):
                 yield left
                 return
         print("the machine stood still, or was slow: the story is played again")

@@ -170,7 +170,7 @@ async def test_placement_is_kept_after_an_unforeseen_error() -> None:
 async def test_files_of_a_dead_pod_move_before_their_slot_opens(store: MemoryStore) -> None:
     await deploy(store)
     await members(store, PODS[0])
-    after = await move_files(store, PLAN.campaign, PODS, now_ms=0)
+    after = await move_files(store, PLAN.campaign, PODS, lambda: 0)
     assert {place.serving for place in after.files.values()} == {1}
     stored = Assignment.from_json((await store.read(f"{KEY}/assignment")).value)
     assert stored == after
@@ -180,7 +180,7 @@ async def test_files_of_an_open_slot_stay_with_their_dead_pod(store: MemoryStore
     await deploy(store)
     await members(store, PODS[0])
     now_ms = TIMELINE.slots[0].starts_at_ms
-    after = await move_files(store, PLAN.campaign, PODS, now_ms)
+    after = await move_files(store, PLAN.campaign, PODS, lambda: now_ms)
     for place in after.files.values():
         assert place.serving == (place.pod if place.slot == SLOTS[0] else 1)
 
@@ -193,16 +193,34 @@ async def test_files_stay_when_their_slot_may_open_while_the_move_is_written(
     await members(store, PODS[0])
     before = await store.read(f"{KEY}/assignment")
     now_ms = TIMELINE.slots[0].starts_at_ms - MOVE_LEAD_MS
-    await move_files(store, PLAN.campaign, PODS, now_ms)
+    await move_files(store, PLAN.campaign, PODS, lambda: now_ms)
     stored = Assignment.from_json((await store.read(f"{KEY}/assignment")).value)
     first = [place for place in stored.files.values() if place.slot == SLOTS[0]]
     assert [place.serving for place in first] == [place.pod for place in first]
     assert stored != Assignment.from_json(before.value)  # those of later slots move
 
 
+async def test_files_stay_when_their_slot_opens_while_documents_are_read(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await deploy(store)
+    await members(store, PODS[0])
+    now_ms, read = TIMELINE.slots[0].starts_at_ms - 4 * MOVE_LEAD_MS, store.read
+
+    async def read_slowly(key: str) -> Versioned:
+        nonlocal now_ms
+        now_ms += 2 * MOVE_LEAD_MS
+        return await read(key)
+
+    monkeypatch.setattr(store, "read", read_slowly)
+    after = await move_files(store, PLAN.campaign, PODS, lambda: now_ms)
+    first = [place for place in after.files.values() if place.slot == SLOTS[0]]
+    assert [place.serving for place in first] == [place.pod for place in first]
+
+
 async def test_nothing_is_written_while_all_live(store: MemoryStore) -> None:
     await deploy(store)
     await members(store, *PODS)
     before = await store.read(f"{KEY}/assignment")
-    await move_files(store, PLAN.campaign, PODS, now_ms=0)
+    await move_files(store, PLAN.campaign, PODS, lambda: 0)
     assert (await store.read(f"{KEY}/assignment")).revision == before.revision

@@ -92,11 +92,12 @@ async def test_a_start_that_fails_is_tried_again(tmp_path: Path) -> None:
     await supervisor.drain([SPEC])
 
 
+@pytest.mark.parametrize("error", [OSError("no answer"), TimeoutError()])
 async def test_a_drain_that_fails_ends_its_process_and_the_others_all_the_same(
-    tmp_path: Path,
+    tmp_path: Path, error: Exception
 ) -> None:
     """As found: Envoy gave no statistics, and neither it nor the other roles were ended."""
-    supervisor = sleepers(tmp_path, drain_fails=OSError("no answer"))
+    supervisor = sleepers(tmp_path, drain_fails=error)
     specs = [SPEC, ProcessSpec("sleeper-b-0", "sleeper", "b")]
     await supervisor.start(specs)
     await supervisor.drain(specs)

@@ -229,28 +229,29 @@ def test_kill_9_of_the_mint_and_a_second_run_give_the_same_bytes(tmp_path: Path)
     assert tree(root) == tree(peer)
 
 
-def test_a_file_that_an_orphan_still_mints_is_minted_beside_it(tmp_path: Path) -> None:
-    """The orphan of a killed run names its file when we have waited for it: ours is another."""
-    partial, final = tmp_path / "1.partial", tmp_path / "1.hbt"
-    opened = threading.Event()
+def test_a_file_that_an_orphan_still_mints_is_minted_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The orphan of a killed run ends while we wait for its file: ours is another, and whole."""
+    plan, keyring = tiny_plan(), tiny_keyring()
+    file, publish, may = plan.files[0], mint_file.publish, threading.Event()
+    minter = mint_file.FileMinter(plan, keyring, tmp_path, tmp_path / "work")
+    minter.work_folder.mkdir()
+    (minter.work_folder / "amounts.bin").touch()
 
-    def mint_next() -> bytes:
-        opened.set()
-        with mint_file._locked(partial) as out:
-            out.write(b"ours")
-            out.flush()
-            return partial.read_bytes()
+    def publish_late(partial: Path, final: Path) -> None:
+        may.set()
+        time.sleep(0.2)  # the other one begins
+        publish(partial, final)
 
-    with ThreadPoolExecutor(1) as threads:
-        with mint_file._locked(partial) as orphan:
-            ours = threads.submit(mint_next)
-            opened.wait(LIMIT_S)
-            time.sleep(0.2)  # it waits for the lock of this file
-            orphan.write(b"the orphan's")
-            orphan.flush()
-            partial.rename(final)
-        assert ours.result() == b"ours"
-    assert final.read_bytes() == b"the orphan's"
+    monkeypatch.setattr(mint_file, "publish", publish_late)
+    with ThreadPoolExecutor(2) as threads:
+        orphan = threads.submit(minter.mint_file, file, lambda packets: None)
+        assert may.wait(LIMIT_S)
+        ours = threads.submit(minter.mint_file, file, lambda packets: None)
+        assert ours.result() == orphan.result()
+    final = tmp_path / ours.result().name
+    assert hashlib.sha256(final.read_bytes()[FILE_RECORDS_AT:]).hexdigest() == ours.result().sha256
 
 
 def test_two_mints_of_one_scheme_never_run_at_once(minted: MintedCampaign, tmp_path: Path) -> None:

@@ -220,6 +220,25 @@ def test_a_large_state_is_restored_step_by_step_and_changes_at_the_last() -> Non
     assert state(again) == state(machine)
 
 
+def test_a_packet_that_was_opened_is_found_while_a_snapshot_holds_its_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A look-up is decided, the state is frozen for a checkpoint, and then it is answered."""
+    monkeypatch.setattr(claims_machine, "PAGES_MAX", 1)
+    machine = ClaimsMachine(SHARD)
+    operation = pack_claim(claim_of(1, 1))
+    machine.decide(operation, 7)
+    assert machine.decide(operation, 8) == Lookup(SHARD.log(7))
+    pieces = machine.snapshot()
+    block = block_of(7, claim_of(1, 1))
+    assert parse_result(machine.answer(operation, block)) == (ClaimOutcome.REPEATED, 101)
+    assert machine.decide(operation, 9) == Lookup(SHARD.log(7))
+    assert isinstance(machine.decide(pack_claim(claim_of(2, 1)), 10), Append)  # of the same page
+    with pytest.raises(Rejected, match="limits"):
+        machine.decide(pack_claim(claim_of(2, 1, file=9)), 11)
+    assert state(restored(b"".join(pieces))) != state(machine)
+
+
 def test_a_log_with_two_claims_of_one_packet_is_corrupt() -> None:
     """R51 c: an owner that finds this must not serve the shard."""
     machine = ClaimsMachine(SHARD)

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from hongbao.settle.ports import Posting, SinkAnswer, SinkReply, Transfer, Trans
 
 from tests.minted import CAMPAIGN
 from tests.settle.claims import OPENED_AT_MS, SteppedClock
-from tests.waiting import until
+from tests.waiting import LIMIT_S, until
 
 AMOUNT_FEN = 250
 
@@ -309,13 +311,17 @@ async def test_more_silent_payments_than_can_be_deferred_block_nothing_behind_th
 
 
 class SlowSink:
-    """Pays at once, but for some that it never answers."""
+    """Pays once it may, but for some that it never answers."""
 
     def __init__(self, silent: set[int]) -> None:
         self.paid: list[int] = []
+        self.may = asyncio.Event()
+        self.asked = False
         self._silent = silent
 
     async def pay(self, transfer: Transfer) -> SinkReply:
+        self.asked = True
+        await self.may.wait()
         if transfer.serial in self._silent:
             await asyncio.Event().wait()
         self.paid.append(transfer.serial)
@@ -327,14 +333,43 @@ async def test_a_step_that_is_cut_off_records_what_it_paid(sqlite_engine: sa.Eng
     ledger, silent = pending_ledger(sqlite_engine, *map(transfer, range(1, 101))), {50, 51}
     sink = SlowSink(silent)
     payout = Payout(0, ledger, sink, paused=never_paused, clock=SteppedClock(), campaign=CAMPAIGN)
+    sink.may.set()
     step = asyncio.create_task(payout.step())
     await until(lambda: len(sink.paid) == 98, "all others are paid")
     step.cancel()
     with pytest.raises(asyncio.CancelledError):
         await step
-    found = states(sqlite_engine)
-    assert {one for one, state in found.items() if state == TransferState.PENDING} == silent
+
+    def pending() -> set[int]:
+        found = states(sqlite_engine)
+        return {one for one, state in found.items() if state == TransferState.PENDING}
+
+    await until(lambda: pending() == silent, "what was paid is recorded")
     assert sorted(sink.paid) == [one for one in range(1, 101) if one not in silent]
+
+
+async def test_a_step_that_is_cut_off_records_even_if_all_threads_are_busy(
+    sqlite_engine: sa.Engine,
+) -> None:
+    """As found: the record waited for a thread, and was cancelled with the step."""
+    ledger, busy = pending_ledger(sqlite_engine, *map(transfer, range(1, 101))), threading.Event()
+    sink = SlowSink(set())
+    payout = Payout(0, ledger, sink, paused=never_paused, clock=SteppedClock(), campaign=CAMPAIGN)
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(1) as threads:
+        loop.set_default_executor(threads)
+        step = asyncio.create_task(payout.step())
+        await until(lambda: sink.asked, "payments begin")
+        blocker = loop.run_in_executor(None, busy.wait, LIMIT_S)
+        sink.may.set()
+        await until(lambda: len(sink.paid) == 100, "all are paid")
+        await asyncio.sleep(0.05)
+        step.cancel()
+        loop.call_later(0.2, busy.set)
+        with pytest.raises(asyncio.CancelledError):
+            await step
+        await blocker
+    assert set(states(sqlite_engine).values()) == {TransferState.CREDITED}
 
 
 async def test_once_paused_a_step_begins_no_payment_and_the_next_one_goes_on_there() -> None:

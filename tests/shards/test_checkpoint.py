@@ -6,10 +6,22 @@ from collections.abc import Iterator, Sequence
 from hongbao.adapters.memory import MemoryStore
 from hongbao.shards.block import ShardKey
 from hongbao.shards.checkpoint import CHUNK_BYTES, read_checkpoint, write_checkpoint
+from hongbao.shards.replay import Replay
+
+from tests.sim.toy import ToyMachine
 
 SHARD = ShardKey("toy", 1)
 PIECE_BYTES = 10_000
 PIECES = 300
+STEPS = 20
+
+
+class SteppedMachine(ToyMachine):
+    """Takes a state in steps."""
+
+    def restore(self, snapshot: bytes | bytearray) -> Iterator[None]:
+        for _ in range(STEPS):
+            yield
 
 
 async def test_a_large_checkpoint_is_taken_piece_by_piece_while_others_run() -> None:
@@ -40,11 +52,16 @@ async def test_a_large_checkpoint_is_taken_piece_by_piece_while_others_run() -> 
     chunks = len(ahead) - 1  # and a head
     assert turns >= chunks >= PIECES * PIECE_BYTES // CHUNK_BYTES
     assert max(ahead) <= CHUNK_BYTES + PIECE_BYTES
-    other.cancel()
+    turns = 0
     found = await read_checkpoint(store, SHARD)
+    assert turns >= chunks
     assert found is not None
     assert (found.position, found.epoch, len(found.snapshot)) == (7, 3, size)
     assert found.snapshot == b"".join(pieces())
+    turns = 0
+    await Replay(store, SHARD, SteppedMachine()).restore()
+    assert turns >= STEPS
+    other.cancel()
 
 
 async def test_a_checkpoint_of_nothing_is_one() -> None:

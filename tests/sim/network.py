@@ -68,7 +68,8 @@ class Network:
             if dice.happens(faults.double):
                 self._deliver(dice.between(0, 3 * timeout_s), run, reply, False)
         try:
-            return await asyncio.wait_for(reply, timeout_s)
+            async with asyncio.timeout(timeout_s):
+                return await reply
         except TimeoutError:
             raise Ambiguous("no reply in time") from None
 

@@ -266,15 +266,25 @@ class PayoutSimulation(Simulation):
             self.kinds[name] = lambda name: SettleServer(self, name)
 
     async def offload(self, run: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a blocking call as a thread does: to its end, whoever has stopped waiting for it."""
+        """Run a blocking call as a thread does: once begun, to its end, whoever waits for it."""
+
+        begun = False
 
         async def be_thread() -> Any:
+            nonlocal begun
+            await asyncio.sleep(self.dice.between(0, THREAD_S_MAX))
+            begun = True
             await asyncio.sleep(self.dice.between(0, THREAD_S_MAX))
             return run(*arguments)
 
         thread = asyncio.ensure_future(be_thread())
         thread.add_done_callback(_forget)
-        return await asyncio.shield(thread)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            if not begun:  # it waits for one of the pool
+                thread.cancel()
+            raise
 
     async def has_acked_a_pause(self, process: str) -> bool:
         """Tell whether the process has told everybody that it pays nothing now."""

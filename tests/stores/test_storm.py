@@ -132,5 +132,5 @@ def test_no_shake_and_no_open_writes_to_etcd(played: tuple[Evening, Story]) -> N
 def test_service_is_back_within_five_seconds_of_each_fault(
     played: tuple[Evening, Story], stalls: Stalls
 ) -> None:
-    """Three evenings at most: a process that starved may have cost one of them a second."""
+    """Of a second evening, if the first was late: a process that starved may cost a second."""
     assert too_late(played, stalls) == []

@@ -17,9 +17,9 @@ from hongbao.shards.ports import Coordination
 
 PLACEMENT_PAUSE_S = 0.1
 MOVE_LEAD_MS = 2_000
-"""Files of a slot that opens within this stay where they are: it must not open while a store is
-slow to write that they move, or two pods serve one file (R22)."""
-LEAD_MS = 300  # a slot that opens within this moves no more: pods need a moment to load files
+"""Files of a slot that opens within this stay where they are: it must not open while a store takes
+its time to write that they move, or two pods serve one file (R22)."""
+TIMELINE_LEAD_MS = 300  # a slot that opens within this keeps its times
 
 log = structlog.get_logger()
 
@@ -78,7 +78,7 @@ def plan_timeline(
     if not stored or stored == document:
         return None if stored else document
     old, was_rehearsal = Timeline.from_json(stored), is_rehearsal(stored)
-    begun = sorted(old.opened(now_ms, lead_ms=LEAD_MS))
+    begun = sorted(old.opened(now_ms, lead_ms=TIMELINE_LEAD_MS))
     if not begun or (rehearsal and was_rehearsal):
         return document
     if rehearsal or was_rehearsal:
@@ -108,7 +108,7 @@ async def keep_placement(
     """Move files of unopened slots off pods whose member lease is gone, for ever (R22, R23)."""
     while True:
         try:
-            await move_files(coordination, campaign, pods, wall_ms())
+            await move_files(coordination, campaign, pods, wall_ms)
         except Transient as error:
             log.warning("placement_unknown", error=str(error))
         except Exception:
@@ -117,16 +117,19 @@ async def keep_placement(
 
 
 async def move_files(
-    coordination: Coordination, campaign: str, pods: Sequence[AccessPod], now_ms: int
+    coordination: Coordination,
+    campaign: str,
+    pods: Sequence[AccessPod],
+    wall_ms: Callable[[], int],
 ) -> Assignment:
     """Look once, and write the assignment if it should change; return the newest."""
     members = await coordination.read_prefix("lease/member/access-")
     live = {key.key.removeprefix("lease/member/") for key in members if key.value}
     timeline = Timeline.from_json((await coordination.read(f"campaigns/{campaign}/timeline")).value)
-    opened = timeline.opened(now_ms, lead_ms=MOVE_LEAD_MS)
-    unopened = {slot.slot for slot in timeline.slots} - opened
     key = f"campaigns/{campaign}/assignment"
     stored = await coordination.read(key)
+    opened = timeline.opened(wall_ms(), lead_ms=MOVE_LEAD_MS)  # nothing but the write behind this
+    unopened = {slot.slot for slot in timeline.slots} - opened
     before = Assignment.from_json(stored.value)
     after = fail_over(before, {pod.pod for pod in pods if pod.process in live}, unopened)
     if after != before:

@@ -114,7 +114,7 @@ async def rain(
     with hold_ports(specs):
         stores = await connect_stores(run, settings, campaign.campaign)
         embedding = find_embedding()
-        supervisor = _supervise(run, settings, prepared, stores, embedding, environ)
+        supervisor = _supervise(run, settings, prepared, stores, embedding, environ, clock)
         up = Rain(
             run, settings, campaign, timeline, tuple(specs), supervisor, stores, clock, embedding
         )
@@ -150,6 +150,7 @@ def _supervise(
     stores: SharedState,
     embedding: Embedding,
     environ: Callable[[ProcessSpec], Mapping[str, str]] | None,
+    clock: SystemClock,
 ) -> Supervisor:
     """Return what starts, asks and drains the processes of a run."""
 
@@ -172,7 +173,7 @@ def _supervise(
         environ=environment,
         ready=ready,
         drain=drain,
-        monotonic_s=SystemClock().monotonic_s,
+        monotonic_s=clock.monotonic_s,
         command=role_command,
     )
 

@@ -116,8 +116,6 @@ class Supervisor:
     async def _drain_calls(self, spec: ProcessSpec) -> None:
         try:
             await self._drain(spec)
-        except TimeoutError:
-            raise
         except Exception:  # SIGTERM comes all the same, and others drain
             log.exception("drain_failed", process=spec.process)
 

@@ -189,10 +189,13 @@ class ClaimsMachine:
 
     def _open(self, file: int, bit: int, position: int) -> bool:
         """Note where the packet's claim lies; False when an earlier one opened it."""
+        at = bit & _PAGE_PACKETS - 1
         page = self._pages.get(file << _FILE_SHIFT | bit >> _PAGE_BITS)
         if page is None:
+            frozen = self._frozen.get(file << _FILE_SHIFT | bit >> _PAGE_BITS)
+            if frozen is not None and frozen[at]:
+                return False
             page = self._add_page(file, bit)
-        at = bit & _PAGE_PACKETS - 1
         if page[at]:
             return False
         page[at] = position + 1

@@ -5,13 +5,12 @@ between payment and credit the sink answers `exists`, and the transfer is credit
 """
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hongbao.domain.errors import HongbaoError, Transient
+from hongbao.domain.errors import Transient
 from hongbao.settle.checks import Reason
 from hongbao.settle.ports import Ledger, Quarantined, Sink, SinkAnswer, SinkReply, Transfer
 from hongbao.shards.ports import Clock
@@ -21,7 +20,7 @@ PAYOUT_CALLS_MAX: Final = 32
 DEFERRED_MAX: Final = 4096
 DEFER_S: Final = 5.0
 LEAVE_S_MAX: Final = 2.0
-"""A database that takes longer keeps no shard from leaving."""
+"""A database that takes longer keeps no shard from leaving; it is recorded behind that."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,10 @@ class Payout:
         if not due:
             return PaidOut()
         no_room = len(self._deferred) + len(due) > DEFERRED_MAX
-        answered = await self._pay_in_order(due)
+        replies = await self._pay_in_order(due)
+        answered = [(transfer, replies[transfer.serial]) for transfer in due[: len(replies)]]
         if no_room:
             self._behind = due[len(answered) - 1] if answered else behind
-        await self._offload(self._record, answered)
         answers = [reply.answer if reply else None for _, reply in answered]
         return PaidOut(
             paid=answers.count(SinkAnswer.PAID),
@@ -89,10 +88,8 @@ class Payout:
             deferred=answers.count(None),
         )
 
-    async def _pay_in_order(
-        self, due: Sequence[Transfer]
-    ) -> list[tuple[Transfer, SinkReply | None]]:
-        """Pay until paused; what was not begun by then is no part of the answer.
+    async def _pay_in_order(self, due: Sequence[Transfer]) -> dict[int, SinkReply | None]:
+        """Pay until paused and record it; what was not begun by then is no part of the answer.
 
         When cut off, record what was answered: else a shard that moves faster than a step ends
         pays the same transfers again and again and never gets on.
@@ -105,14 +102,39 @@ class Payout:
                 replies[transfer.serial] = await self._pay(transfer)
 
         try:
-            await asyncio.gather(*(pay_next() for _ in range(PAYOUT_CALLS_MAX)))
+            async with asyncio.TaskGroup() as payers:
+                for _ in range(PAYOUT_CALLS_MAX):
+                    payers.create_task(pay_next())
         except BaseException:
-            answered = [(one, replies[one.serial]) for one in due if one.serial in replies]
-            with contextlib.suppress(HongbaoError, TimeoutError):
-                async with asyncio.timeout(LEAVE_S_MAX):
-                    await self._offload(self._record, answered)
+            await self._keep(due, replies, limit_s=LEAVE_S_MAX)
             raise
-        return [(transfer, replies[transfer.serial]) for transfer in due[: len(replies)]]
+        await self._keep(due, replies)
+        return replies
+
+    async def _keep(
+        self,
+        due: Sequence[Transfer],
+        replies: Mapping[int, SinkReply | None],
+        *,
+        limit_s: float | None = None,
+    ) -> None:
+        """Record what was answered, to its end, whoever ceases to wait for it.
+
+        Cancelled with its waiter, it would not begin where all threads are busy. Raises Transient,
+        unless there is a limit to waiting.
+        """
+        answered = [(one, replies[one.serial]) for one in due if one.serial in replies]
+        if not answered:
+            return
+        recording = asyncio.ensure_future(self._offload(self._record, answered))
+        recording.add_done_callback(_forget)
+        try:
+            await asyncio.wait([recording], timeout=limit_s)
+        except asyncio.CancelledError:
+            await asyncio.wait([recording], timeout=LEAVE_S_MAX)
+            raise
+        if limit_s is None:
+            recording.result()
 
     async def _pay(self, transfer: Transfer) -> SinkReply | None:
         try:
@@ -149,3 +171,8 @@ class Payout:
                 sort_keys=True,
             ),
         )
+
+
+def _forget(recording: "asyncio.Future[None]") -> None:
+    if not recording.cancelled():
+        recording.exception()  # whoever waited may be gone; what is pending is paid again

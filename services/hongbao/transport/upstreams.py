@@ -168,7 +168,7 @@ def http2() -> Json:
 
 
 def retry_policy(upstream: Upstream) -> Json:
-    """Build the retries of a route: another host, then another zone; jittered, bounded."""
+    """Build the retries of a route: in another zone if there is one, at another host; bounded."""
     predicate = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
     priority = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
     return {
@@ -176,7 +176,7 @@ def retry_policy(upstream: Upstream) -> Json:
         "num_retries": upstream.retries_max,
         "per_try_timeout": f"{upstream.try_timeout_s:.3f}s",
         "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
-        # Each draws a host anew, and the last is taken whoever it is: of two, half are the same.
+        # Each draws a host anew, and the last one is taken even if the call has failed there.
         "host_selection_retry_max_attempts": 10,
         "retry_host_predicate": [
             {
@@ -186,6 +186,6 @@ def retry_policy(upstream: Upstream) -> Json:
         ],
         "retry_priority": {
             "name": "envoy.retry_priorities.previous_priorities",
-            "typed_config": {"@type": TYPE + priority, "update_frequency": 2},
+            "typed_config": {"@type": TYPE + priority, "update_frequency": 1},
         },
     }
