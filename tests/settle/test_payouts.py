@@ -348,6 +348,29 @@ async def test_a_step_that_is_cut_off_records_what_it_paid(sqlite_engine: sa.Eng
     assert sorted(sink.paid) == [one for one in range(1, 101) if one not in silent]
 
 
+class BrokenSink(SlowSink):
+    """Has a bug that shows at the tenth payment."""
+
+    async def pay(self, transfer: Transfer) -> SinkReply:
+        if len(self.paid) == 10:
+            raise KeyError("a bug")
+        return await super().pay(transfer)
+
+
+async def test_a_step_that_fails_oddly_ends_all_its_payments_and_tells_by_what(
+    sqlite_engine: sa.Engine,
+) -> None:
+    ledger, sink = pending_ledger(sqlite_engine, *map(transfer, range(1, 201))), BrokenSink(set())
+    sink.may.set()
+    payout = Payout(0, ledger, sink, paused=never_paused, clock=SteppedClock(), campaign=CAMPAIGN)
+    with pytest.raises(KeyError, match="a bug"):
+        await payout.step()
+    await asyncio.sleep(0.05)
+    credited = [one for one, state in states(sqlite_engine).items() if state == 1]
+    assert sorted(credited) == sorted(sink.paid)
+    assert len(sink.paid) == 10
+
+
 async def test_a_step_that_is_cut_off_records_even_if_all_threads_are_busy(
     sqlite_engine: sa.Engine,
 ) -> None:

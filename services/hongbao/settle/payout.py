@@ -105,8 +105,10 @@ class Payout:
             async with asyncio.TaskGroup() as payers:
                 for _ in range(PAYOUT_CALLS_MAX):
                     payers.create_task(pay_next())
-        except BaseException:
+        except BaseException as error:
             await self._keep(due, replies, limit_s=LEAVE_S_MAX)
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from error  # whose name is told
             raise
         await self._keep(due, replies)
         return replies
