@@ -23,7 +23,7 @@ class Process:
         self.alive = True
         self.paused = False
         self._loop = loop
-        self._held: list[tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]] = []
+        self._held: list[tuple[Due, contextvars.Context]] = []
         self._context = contextvars.Context()
         self._context.run(_PROCESS.set, self)
 
@@ -47,15 +47,28 @@ class Process:
     def release(self) -> None:
         self.paused = False
         held, self._held = self._held, []
-        for callback, arguments, context in held:
-            self._loop.call_soon(callback, *arguments, context=context)
+        for due, context in held:
+            self._loop.call_soon(due.run, context=context)
 
-    def run(self, callback: Callable[..., object], *arguments: Any) -> None:
+    def run(self, due: "Due") -> None:
         """Run a callback of this process, now or when it is resumed."""
         if self.paused:
-            self._held.append((callback, arguments, contextvars.copy_context()))
+            self._held.append((due, contextvars.copy_context()))
         else:
-            callback(*arguments)
+            due.run()
+
+
+class Due:
+    """Is a callback that may be cancelled until it runs, even while its process is stopped."""
+
+    def __init__(self, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self.handle: asyncio.Handle | None = None
+        self._callback = callback
+        self._arguments = arguments
+
+    def run(self) -> None:
+        if self.handle is None or not self.handle.cancelled():
+            self._callback(*self._arguments)
 
 
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
@@ -97,7 +110,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process = _PROCESS.get() if context is None else context.get(_PROCESS)
         if process is None:
             return super().call_soon(callback, *args, context=context)
-        return super().call_soon(process.run, callback, *args, context=context)
+        due = Due(callback, args)
+        due.handle = super().call_soon(process.run, due, context=context)
+        return due.handle
 
     def call_at(  # type: ignore[override]
         self,
@@ -109,4 +124,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
         process = _PROCESS.get() if context is None else context.get(_PROCESS)
         if process is None:
             return super().call_at(when, callback, *args, context=context)
-        return super().call_at(when, process.run, callback, *args, context=context)
+        due = Due(callback, args)
+        due.handle = timer = super().call_at(when, process.run, due, context=context)
+        return timer
