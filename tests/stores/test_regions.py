@@ -46,8 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TikvCluster]:
 
 
 @pytest.fixture
-async def namespace(cluster: TikvCluster) -> bytes:
-    await asyncio.to_thread(cluster.heal)
+async def namespace() -> bytes:
     return next(_namespaces)
 
 

@@ -96,6 +96,20 @@ async def test_calls_stay_in_the_own_zone_and_leave_it_when_it_is_lost(
     await judged(stalls, story)
 
 
+async def test_the_second_try_leaves_a_zone_in_which_the_first_one_failed(
+    tmp_path: Path, stalls: Stalls
+) -> None:
+    """By default a zone has one process of a role: nobody else could answer there."""
+
+    async def story(number: int) -> None:
+        near, far = Redeem(1, Transient("no")), Redeem(2)
+        async with gateway_to(tmp_path / f"{number}", ("a", near), ("b", far)) as gateway:
+            assert await open_many(gateway, 1) == [2]
+        assert (near.calls, far.calls) == (1, 1)
+
+    await judged(stalls, story)
+
+
 async def test_a_failure_that_a_retry_saved_is_not_final(tmp_path: Path, stalls: Stalls) -> None:
     """R29: the process counts a system failure, the gateway counts what the caller got."""
 

@@ -6,7 +6,7 @@ between payment and credit the sink answers `exists`, and the transfer is credit
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +21,9 @@ DEFERRED_MAX: Final = 4096
 DEFER_S: Final = 5.0
 LEAVE_S_MAX: Final = 2.0
 """A database that takes longer keeps no shard from leaving; it is recorded behind that."""
+
+Answered = Sequence[tuple[Transfer, SinkReply | None]]
+"""Is what a sink said of each transfer; None: nothing, it is asked again later."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +79,7 @@ class Payout:
         if not due:
             return PaidOut()
         no_room = len(self._deferred) + len(due) > DEFERRED_MAX
-        replies = await self._pay_in_order(due)
-        answered = [(transfer, replies[transfer.serial]) for transfer in due[: len(replies)]]
+        answered = await self._pay_in_order(due)
         if no_room:
             self._behind = due[len(answered) - 1] if answered else behind
         answers = [reply.answer if reply else None for _, reply in answered]
@@ -88,7 +90,7 @@ class Payout:
             deferred=answers.count(None),
         )
 
-    async def _pay_in_order(self, due: Sequence[Transfer]) -> dict[int, SinkReply | None]:
+    async def _pay_in_order(self, due: Sequence[Transfer]) -> Answered:
         """Pay until paused and record it; what was not begun by then is no part of the answer.
 
         When cut off, record what was answered: else a shard that moves faster than a step ends
@@ -101,31 +103,27 @@ class Payout:
             while not self._paused() and (transfer := next(waiting, None)):
                 replies[transfer.serial] = await self._pay(transfer)
 
+        def answered() -> Answered:
+            return [(one, replies[one.serial]) for one in due if one.serial in replies]
+
         try:
             async with asyncio.TaskGroup() as payers:
                 for _ in range(PAYOUT_CALLS_MAX):
                     payers.create_task(pay_next())
         except BaseException as error:
-            await self._keep(due, replies, limit_s=LEAVE_S_MAX)
+            await self._keep(answered(), limit_s=LEAVE_S_MAX)
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from error  # whose name is told
             raise
-        await self._keep(due, replies)
-        return replies
+        await self._keep(answered())
+        return answered()
 
-    async def _keep(
-        self,
-        due: Sequence[Transfer],
-        replies: Mapping[int, SinkReply | None],
-        *,
-        limit_s: float | None = None,
-    ) -> None:
+    async def _keep(self, answered: Answered, *, limit_s: float | None = None) -> None:
         """Record what was answered, to its end, whoever ceases to wait for it.
 
         Cancelled with its waiter, it would not begin where all threads are busy. Raises Transient,
         unless there is a limit to waiting.
         """
-        answered = [(one, replies[one.serial]) for one in due if one.serial in replies]
         if not answered:
             return
         recording = asyncio.ensure_future(self._offload(self._record, answered))
@@ -146,7 +144,7 @@ class Payout:
                 self._deferred[transfer.serial] = self._clock.monotonic_s() + DEFER_S
             return None
 
-    def _record(self, answered: Sequence[tuple[Transfer, SinkReply | None]]) -> None:
+    def _record(self, answered: Answered) -> None:
         good = (SinkAnswer.PAID, SinkAnswer.EXISTS)
         credited = [transfer for transfer, reply in answered if reply and reply.answer in good]
         now_ms = self._clock.wall_ms()
